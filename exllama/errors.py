@@ -1,0 +1,67 @@
+"""Every error that exllama raises on purpose: one tree, one way of saying it.
+
+A message says what was found, what was expected, and what to do. `assert` is kept for our own bugs.
+"""
+
+from __future__ import annotations
+
+
+class ExllamaError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class UsageError(ExllamaError, ValueError):
+    """A call, flag or setting that cannot mean anything; the message names the argument and its range."""
+
+
+class SourceError(ExllamaError):
+    """A model source that cannot be resolved: missing folder, failed download, wrong checksum."""
+
+
+class FormatError(ExllamaError):
+    """A file that does not hold what its format promises. Files are hostile: this is the answer to all of them.
+
+    file, field: where the defect is; found, expected: what was there and what should have been.
+    """
+
+    def __init__(self, file: object, field: str, found: object, expected: object, hint: str = "") -> None:
+        self.file, self.field, self.found, self.expected = str(file), field, found, expected
+        text = f"{file}: {field}: found {_short(found)}, expected {_short(expected)}"
+        super().__init__(f"{text}. {hint}" if hint else text)
+
+
+class UnsupportedModelError(ExllamaError):
+    """A model_type, tensor type or option that this version does not run; the message lists what it does."""
+
+
+class ContextError(ExllamaError, ValueError):
+    """A prompt that does not fit; carries the exact counts and is never answered by cutting silently."""
+
+    def __init__(self, prompt_tokens: int, limit: int, what: str = "context") -> None:
+        self.prompt_tokens, self.limit = prompt_tokens, limit
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens, but the {what} holds {limit}, and one more is needed for an answer: "
+            f"shorten the prompt by {prompt_tokens - limit + 1} tokens or raise cache_tokens"
+        )
+
+
+class DeviceError(ExllamaError):
+    """A device that is absent, unusable, or lacks what an operation needs."""
+
+
+class BuildError(ExllamaError):
+    """The native extension is missing and could not be built; the message names the missing tool."""
+
+
+class NumericsError(ExllamaError):
+    """NaN or infinity where a number belongs; names the request and the place."""
+
+
+class TemplateError(ExllamaError):
+    """A chat template that is malformed, unsafe, too slow or too long in its output."""
+
+
+def _short(value: object, limit: int = 200) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    text = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
+    return text if len(text) <= limit else text[: limit - 3] + "..."

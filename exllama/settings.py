@@ -1,0 +1,37 @@
+"""All that exllama reads from the environment; no other module looks there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from exllama.errors import UsageError
+
+CPU_ISA_LEVELS = ("generic", "avx2", "avx512", "amx")
+
+
+def threads() -> int | None:
+    """`EXLLAMA_THREADS`: number of CPU threads, or None to use the physical cores at hand."""
+    text = os.environ.get("EXLLAMA_THREADS", "").strip()
+    if not text:
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise UsageError(f"EXLLAMA_THREADS is {text!r}, expected a number from 1 to 1024")
+    return int(text)
+
+
+def cpu_isa() -> str | None:
+    """`EXLLAMA_CPU_ISA`: highest instruction set to use, one of CPU_ISA_LEVELS, or None for the best there is."""
+    text = os.environ.get("EXLLAMA_CPU_ISA", "").strip().lower()
+    if text and text not in CPU_ISA_LEVELS:
+        raise UsageError(f"EXLLAMA_CPU_ISA is {text!r}, expected one of {', '.join(CPU_ISA_LEVELS)}")
+    return text or None
+
+
+def cache_dir() -> Path:
+    """`EXLLAMA_CACHE_DIR`: where downloaded models are kept; default: the platform's user cache folder."""
+    text = os.environ.get("EXLLAMA_CACHE_DIR", "").strip()
+    if text:
+        return Path(text).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or "~/.cache"
+    return Path(base).expanduser() / "exllama"
