@@ -1,0 +1,46 @@
+# Every target makes the environment that it needs (.venv, once) and says on stderr what it does.
+#   make chat PYTHON=python3.12 TORCH="torch==2.13.0 --index-url ..." MODEL=path/to/model.gguf ARGS="--threads 4"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+MODEL ?= default
+RUN := .venv/bin/python
+SOURCES := exllama conversion exllama_ext tests examples benchmarks bootstrap.py setup.py
+NATIVE := $(shell find kernels exllama_ext -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+
+.PHONY: help setup build test lint fmt chat bench docs clean environment environment-dev
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make chat | test | bench | setup | build | lint | fmt | docs | clean     (see CONTRIBUTING.md)"
+
+environment environment-dev:
+	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) is not on PATH: install Python 3.10 to 3.13 or name one with make PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" bootstrap.py $(if $(findstring dev,$@),dev,run) --torch "$(TORCH)"
+
+setup: environment-dev
+
+build: environment
+	@$(RUN) -m exllama_ext.build cpu
+
+chat: environment
+	@$(RUN) -m exllama.chat --model "$(MODEL)" $(ARGS)
+
+bench: environment
+	@$(RUN) -m exllama.bench --model "$(MODEL)" $(ARGS)
+
+test: environment-dev
+	@$(RUN) -m pytest $(ARGS)
+
+lint: environment-dev
+	@$(RUN) -m ruff check $(SOURCES) && $(RUN) -m mypy
+	@.venv/bin/clang-format --dry-run --Werror $(NATIVE)
+
+fmt: environment-dev
+	@$(RUN) -m ruff check --fix $(SOURCES)
+	@.venv/bin/clang-format -i $(NATIVE)
+
+docs: environment-dev
+	@$(RUN) docs/generate.py
+
+clean:
+	@rm -rf .venv build dist *.egg-info exllama_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

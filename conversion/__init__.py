@@ -1,0 +1,1 @@
+"""Offline quantization, installed as `exllama.conversion`."""
