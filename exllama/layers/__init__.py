@@ -1,0 +1,1 @@
+"""The modules that models are made of; each owns tensors and records its computation on a plan."""
