@@ -1,0 +1,136 @@
+"""What is installed is what is here, every import is declared, and a missing tool is named."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.tree import ROOT, imports, product, sources
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+IMPORT_NAMES = {"huggingface_hub": "huggingface_hub", "llama-cpp-python": "llama_cpp"}
+
+
+def requirement_names(requirements: list[str]) -> set[str]:
+    names = {requirement.split(">=")[0].split("==")[0].split("[")[0].strip() for requirement in requirements}
+    return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
+
+
+def third_party(folders: tuple[str, ...]) -> set[str]:
+    named = {module.split(".")[0] for source in sources(*folders) for module, _ in imports(source)}
+    return named - set(sys.stdlib_module_names) - {"exllama", "exllama_ext", "conversion", "tests", "benchmarks"}
+
+
+def test_every_package_is_listed() -> None:
+    listed = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PACKAGES"
+    )
+    folders = {source.path.parent for source in [*product(), *sources("exllama_ext")]}
+    present = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    present = {f"exllama.{name}" if name.split(".")[0] == "conversion" else name for name in present}
+    assert sorted(listed) == listed
+    assert set(listed) == present
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_the_sdist_holds_the_kernels() -> None:
+    assert "graft kernels" in (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
+
+
+def test_torch_is_no_build_requirement_and_not_forced_on_users() -> None:
+    assert not any("torch" in name for name in PROJECT["build-system"]["requires"])
+    assert not any("torch" in name for name in PROJECT["project"]["dependencies"])
+    assert PROJECT["project"]["optional-dependencies"]["torch"] == ["torch>=2.6"]
+
+
+def test_every_import_is_declared_and_every_dependency_is_used() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    runtime = requirement_names(PROJECT["project"]["dependencies"])
+    optional = requirement_names(extras["torch"] + extras["hf"])
+    used = third_party(("exllama", "conversion"))
+    assert used <= runtime | optional
+    assert runtime <= used, "declared but never imported"
+    assert third_party(("tests",)) - {"tomli"} <= runtime | optional | requirement_names(extras["dev"])
+
+
+def test_no_upper_pins_at_run_time() -> None:
+    assert not any(mark in name for name in PROJECT["project"]["dependencies"] for mark in ("<", "==", "~="))
+
+
+def empty_path(tmp_path: Path, *tools: str) -> dict[str, str]:
+    """An environment whose PATH holds just the tools named."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in tools:
+        found = shutil.which(tool)
+        assert found, tool
+        (folder / tool).symlink_to(found)
+    return {"PATH": str(folder), "HOME": str(tmp_path)}
+
+
+def fresh_tree(tmp_path: Path) -> Path:
+    """The files that the bootstrap reads, in a folder without an environment."""
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    for name in ("bootstrap.py", "pyproject.toml", "setup.py", "Makefile"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def test_a_missing_compiler_is_named_before_anything_is_fetched(tmp_path: Path) -> None:
+    tree = fresh_tree(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "bootstrap.py", "run"], cwd=tree, env=empty_path(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "no C++ compiler found" in done.stderr
+    assert "apt-get install g++" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tree / ".venv").exists()
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("module", ["venv", "ensurepip"])
+def test_a_missing_venv_module_is_named(tmp_path: Path, module: str) -> None:
+    tree = fresh_tree(tmp_path)
+    hide = (
+        "import importlib.util as u, runpy, sys; real = u.find_spec;"
+        f"u.find_spec = lambda name, *rest: None if name == {module!r} else real(name, *rest);"
+        "sys.argv = ['bootstrap.py', 'run']; runpy.run_path('bootstrap.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", hide], cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "has no venv module" in done.stderr
+    assert "-venv" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="make is the POSIX way in")
+def test_make_names_a_missing_python(tmp_path: Path) -> None:
+    tree = fresh_tree(tmp_path)
+    env = empty_path(tmp_path, "make", "sh", "find")
+    done = subprocess.run(["make", "chat"], cwd=tree, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode != 0
+    assert "python3 is not on PATH" in done.stderr
+    assert done.stdout == ""
+
+
+def test_make_targets_are_short() -> None:
+    recipe = 0
+    for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines():
+        recipe = recipe + 1 if line.startswith("\t") else 0
+        assert recipe <= 3, line
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert [line for line in ci if line.startswith("make")] == ["make test </dev/null"]
