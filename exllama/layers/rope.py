@@ -1,7 +1,7 @@
 """Frequencies of rotary embeddings, for every scaling kind that Hugging Face configurations name.
 
 Formulas: linear (position interpolation), dynamic (NTK-aware base), yarn (arXiv 2309.00071), longrope (arXiv
-2402.13753), llama3 (Llama 3.1 model card), and GGUF's `rope_freqs`: explicit divisors of the unscaled frequencies.
+2402.13753), llama3 (Llama 3.1 model card), and "factors", GGUF's `rope_freqs`: explicit divisors of the frequencies.
 
 Two kinds depend on the length of a sequence: dynamic, whose base grows with it, and longrope, which has one set of
 factors for short and one for long sequences. Choosing by the current length, as transformers does, would make earlier
@@ -19,7 +19,7 @@ import torch
 from exllama.errors import UnsupportedModelError
 from exllama.ops import Rope
 
-KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "factors")
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class RopeSettings:
     """A configuration's rotary embedding, in Hugging Face's terms.
 
     dim: how many leading features of a head are rotated. max_position: the length that the model claims to support;
-    original_max_position: the length before scaling (yarn, longrope, llama3). divisors: dim / 2 numbers that replace
-    every scaling kind.
+    original_max_position: the length before scaling (yarn, longrope, llama3). short_factor, long_factor (longrope) and
+    divisors (factors): dim / 2 numbers each.
     """
 
     kind: str
@@ -52,10 +52,10 @@ class RopeSettings:
 
 def make_rope(settings: RopeSettings, context: int) -> Rope:
     """The frequencies and the scale of cos and sin, for sequences of up to `context` tokens."""
-    if settings.divisors:
-        return Rope(_inverse(settings) / torch.tensor(settings.divisors))
     if settings.kind == "default":
         return Rope(_inverse(settings))
+    if settings.kind == "factors":
+        return Rope(_inverse(settings) / torch.tensor(settings.divisors))
     if settings.kind == "linear":
         return Rope(_inverse(settings) / settings.factor)
     if settings.kind == "dynamic":

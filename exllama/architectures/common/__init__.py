@@ -1,0 +1,1 @@
+"""What architectures share: the typed reader of configurations and the usual stack of decoder blocks."""

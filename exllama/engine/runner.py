@@ -1,0 +1,46 @@
+"""Runs batches: the forward pass of a model, recorded once over static buffers and then replayed."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from exllama import ops
+from exllama.cache.storage import KVCache
+from exllama.engine.batch import Batch
+from exllama.errors import UsageError
+from exllama.layers.module import Module, Recording
+
+
+class RunnableModel(Protocol):
+    """What is used of engine.model.Model."""
+
+    modules: list[Module]
+    device: str
+    threads: int | None
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+
+
+class Runner:
+    """A model over one cache, for batches of up to max_rows tokens of up to max_sequences sequences."""
+
+    def __init__(self, model: RunnableModel, cache: KVCache, max_rows: int, max_sequences: int) -> None:
+        if max_rows < 1 or max_sequences < 1:
+            raise UsageError(f"max_rows is {max_rows} and max_sequences {max_sequences}, expected at least 1")
+        self.cache, self.max_rows, self.max_sequences = cache, max_rows, max_sequences
+        self._vocab_size = model.vocab_size
+        self._plan = ops.plan(model.device, max_rows, model.threads)
+        recording = Recording(self._plan, model.hidden_size, cache.layers)
+        for module in model.modules:
+            module.record(recording)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits (len(batch.logit_rows), vocab) float32, valid until the next call. Stores K and V of all rows."""
+        batch.check(self._vocab_size, self.cache.num_pages, self.max_sequences)
+        assert len(batch.token_ids) <= self.max_rows, "a batch has more rows than its runner"
+        return self._plan.run(batch.token_ids, batch.positions, batch.sequences, batch.page_table, batch.logit_rows)

@@ -1,0 +1,70 @@
+"""Where the modules of a model being loaded get their tensors: a checkpoint, checked against what they expect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+
+from exllama import formats
+from exllama.errors import FormatError
+from exllama.formats.stored import StoredTensor
+from exllama.loader.checkpoint import Checkpoint
+from exllama.loader.progress import Progress
+from exllama.ops import Weight
+
+# Left by old exporters, or read together with the tensor that they belong to.
+_COMPANIONS = (".rotary_emb.inv_freq", ".weight_scale_inv", ".weight_scale", ".input_scale")
+
+
+class CheckpointWeights:
+    """The TensorSource of layers/module.py over an open checkpoint. Streams: one tensor at a time, nothing twice."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: str, expand: Literal["float32"] | None, progress: Progress | None
+    ) -> None:
+        self._checkpoint, self._device, self._expand, self._progress = checkpoint, device, expand, progress
+        self._done = self._total = 0
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Compares the names that the modules will ask for with those that the file has, before anything is read.
+
+        Raises FormatError when one is missing, or when the layers of the file hold more than the modules would use:
+        the file is then another model than its configuration says.
+        """
+        wanted, tensors = list(names), self._checkpoint.tensors
+        for name in wanted:
+            if name not in tensors:
+                raise FormatError(self._checkpoint.path, name, "no such tensor", "one, as the configuration describes")
+        unused = {name for name in tensors if name.startswith("model.")} - set(wanted)
+        for name in sorted(unused):
+            if not name.endswith(_COMPANIONS):
+                hint = "The file holds another model than its configuration describes"
+                raise FormatError(self._checkpoint.path, name, "a tensor", "none of that name", hint)
+        self._total = sum(tensors[name].nbytes for name in wanted)
+
+    def weight(self, key: str, shape: tuple[int, int]) -> Weight:
+        """See TensorSource."""
+        stored = self._stored(f"{key}.weight", shape)
+        weight = formats.load_weight(self._checkpoint, key, self._device, self._expand)
+        self._advance(stored)
+        return weight
+
+    def vector(self, name: str, size: int) -> torch.Tensor:
+        """See TensorSource."""
+        stored = self._stored(name, (size,))
+        vector = formats.load_vector(self._checkpoint, name)
+        self._advance(stored)
+        return vector
+
+    def _stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        stored = self._checkpoint.tensors[name]
+        if stored.shape != shape:
+            raise FormatError(stored.file, f"shape of {name}", stored.shape, shape)
+        return stored
+
+    def _advance(self, stored: StoredTensor) -> None:
+        self._done += stored.nbytes
+        if self._progress:
+            self._progress("load", self._done, self._total)
