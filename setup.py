@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGES = [
     "exllama",
     "exllama.architectures",
+    "exllama.architectures.common",
     "exllama.cache",
     "exllama.conversion",
     "exllama.devices",
