@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exllama.errors import UsageError
 
-CPU_ISA_LEVELS = ("generic", "avx2", "avx512", "amx")
+CPU_ISA_LEVELS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 def threads() -> int | None:

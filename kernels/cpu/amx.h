@@ -1,0 +1,180 @@
+// The matrix kernels on AMX tiles: 16 activation rows x 16 weight rows at a time.
+//
+// int8: a group is one tile product; its int32 results are the exact integers of group_affine.h and are flushed by the
+// same function in the same order, so AMX and VNNI give equal bits and can share a matrix product (full tiles here, the rest there).
+// bf16: sums stay in the tile over all of K; rows are independent, so any number of rows gives the same bits.
+#pragma once
+
+#if EXL_LEVEL >= 4
+
+#include "dense.h"
+
+namespace EXL_ISA {
+
+// Tile numbers are part of the instruction, hence template arguments.
+template <int t> inline void tile_zero() { asm volatile("tilezero %%tmm%c0" ::"i"(t)); }
+template <int t> inline void tile_load(const void* p, int64_t stride) {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(t) : "memory");
+}
+template <int t> inline void tile_store(void* p, int64_t stride) {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(t) : "memory");
+}
+// c += a (16 x 4n) times b (4n x 16): signed by unsigned bytes, signed by signed bytes, bf16.
+template <int c, int a, int b> inline void tile_dot_su() { asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b)); }
+template <int c, int a, int b> inline void tile_dot_ss() { asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b)); }
+template <int c, int a, int b> inline void tile_dot_bf16() { asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b)); }
+
+struct alignas(64) TileConfig {
+    uint8_t palette = 1;
+    uint8_t start_row = 0;
+    uint8_t reserved[14] = {};
+    uint16_t column_bytes[16] = {};
+    uint8_t rows[16] = {};
+};
+
+// Tiles 0..3 results, 4..5 activations (m rows of a_bytes), 6..7 weights (a_bytes / 4 rows of 64 bytes).
+inline void configure_tiles(Worker& worker, int m, int a_bytes) {
+    const int key = m * 256 + a_bytes;
+    if (worker.tile_rows == key) return;
+    TileConfig config;
+    for (int t = 0; t < 4; ++t) config.rows[t] = uint8_t(m), config.column_bytes[t] = 64;
+    for (int t = 4; t < 6; ++t) config.rows[t] = uint8_t(m), config.column_bytes[t] = uint16_t(a_bytes);
+    for (int t = 6; t < 8; ++t) config.rows[t] = uint8_t(a_bytes / 4), config.column_bytes[t] = 64;
+    asm volatile("ldtilecfg %0" ::"m"(config));
+    worker.tile_rows = key;
+}
+
+// Scale factors of 16 rows side by side, one TileScales per 32 columns.
+struct TileScales {
+    float scale[16];
+    float scaled_sum[16];
+    float scaled_sum16[2][16];
+};
+
+inline void transpose_scales(const Rows& rows, int first, TileScales* out) {
+    const int k = rows.k;
+    for (int m = 0; m < 16; ++m) {
+        const Record row = rows[first + m];
+        for (int g = 0; g < k / 32; ++g) {
+            out[g].scale[m] = row.scale(k)[g];
+            out[g].scaled_sum[m] = row.scaled_sum(k)[g];
+            out[g].scaled_sum16[0][m] = row.scaled_sum16(k)[2 * g];
+            out[g].scaled_sum16[1][m] = row.scaled_sum16(k)[2 * g + 1];
+        }
+    }
+}
+
+// All codes of a block as bytes [K / 4][16][4]; the constant zero point is already taken off.
+template <int bits, Scheme scheme> void unpack_block(const Weight& w, const uint8_t* block, int k, uint8_t* panel) {
+    const i32v zero = i8_set(int8_t(w.zero));
+    for (int g = 0; g < k / 32; ++g)
+#pragma GCC unroll 8
+        for (int c = 0; c < 8; ++c) {
+            const i32v u = unpack<bits>(block + int64_t(g) * 64 * bits, c);
+            i_store(panel + 512 * g + 64 * c, Scales<scheme>::has_offset ? u : i8_sub(u, zero));
+        }
+}
+
+template <Scheme scheme, int c, int a, int b>
+inline void tile_product(const int8_t* codes, int64_t stride, const uint8_t* panel, int32_t* out) {
+    tile_zero<c>();
+    tile_load<a>(codes, stride);
+    tile_load<b>(panel, 64);
+    if constexpr (Scales<scheme>::has_offset) tile_dot_su<c, a, b>();
+    else tile_dot_ss<c, a, b>();
+    tile_store<c>(out, 64);
+}
+
+// 16 rows from `first`, y (16, 16). Four groups are in flight, so that flushing one overlaps with multiplying the next.
+template <Scheme scheme>
+void tile_rows(const uint8_t* scales, const uint8_t* panel, const Rows& rows, int first, const TileScales* t, float* y) {
+    using S = Scales<scheme>;
+    constexpr int size = S::size;
+    const int groups = rows.k / size;
+    alignas(64) int32_t out[4][256];
+    const int8_t* codes = rows[first].codes();
+    f32v sum[16];
+    for (int m = 0; m < 16; ++m) sum[m] = f_zero();
+    const auto finish = [&](int g, const int32_t* dots) {
+        f32v s = f_zero(), o = f_zero();
+        S::load(scales, g, s, o);
+        const TileScales& ts = t[g * size / 32];
+        const float* scaled = size == 32 ? ts.scaled_sum : ts.scaled_sum16[g & 1];
+#pragma GCC unroll 16
+        for (int m = 0; m < 16; ++m) sum[m] = flush<scheme>(sum[m], i_load(dots + 16 * m), s, o, ts.scale[m], scaled[m]);
+    };
+    int g = 0;
+    for (; g + 4 <= groups; g += 4) {
+        const int8_t* a = codes + size * g;
+        const uint8_t* b = panel + 16 * size * g;
+        tile_product<scheme, 0, 4, 6>(a, rows.stride, b, out[0]);
+        tile_product<scheme, 1, 5, 7>(a + size, rows.stride, b + 16 * size, out[1]);
+        tile_product<scheme, 2, 4, 6>(a + 2 * size, rows.stride, b + 32 * size, out[2]);
+        tile_product<scheme, 3, 5, 7>(a + 3 * size, rows.stride, b + 48 * size, out[3]);
+        for (int i = 0; i < 4; ++i) finish(g + i, out[i]);
+    }
+    for (; g < groups; ++g) {
+        tile_product<scheme, 0, 4, 6>(codes + size * g, rows.stride, panel + 16 * size * g, out[0]);
+        finish(g, out[0]);
+    }
+    for (int m = 0; m < 16; ++m) f_store(y + 16 * m, sum[m]);
+}
+
+template <int bits, Scheme scheme>
+void tile_multiply(const Weight& w, const uint8_t* block, const Rows& rows, int first, int count, const TileScales* scales,
+                   uint8_t* panel, Worker& worker, float* y) {
+    int done = 0;
+    if (count >= 16) {
+        configure_tiles(worker, 16, Scales<scheme>::size);
+        unpack_block<bits, scheme>(w, block, rows.k, panel);
+        for (; count - done >= 16; done += 16)
+            tile_rows<scheme>(block + w.scales_offset, panel, rows, first + done, scales + int64_t((first + done) / 16) * (rows.k / 32),
+                              y + 16 * done);
+    }
+    if (done < count) block_multiply<bits, scheme>(w, block, rows, first + done, count - done, y + 16 * done);
+}
+
+// bf16: 64 rows as four independent sums while there are as many, then up to 16 at a time.
+inline void dense_tile_multiply(const uint8_t* block, const Rows& rows, int first, int count, Worker& worker, float* y) {
+    int done = 0;
+    if (count >= 64) configure_tiles(worker, 16, 64);
+    for (; count - done >= 64; done += 64) {
+        const uint8_t* a = rows[first + done].base;
+        const int64_t tile = 16 * rows.stride;
+        tile_zero<0>();
+        tile_zero<1>();
+        tile_zero<2>();
+        tile_zero<3>();
+        for (int k = 0; k < rows.k; k += 32) {
+            tile_load<6>(block + 32 * k, 64);
+            tile_load<4>(a + 2 * k, rows.stride);
+            tile_dot_bf16<0, 4, 6>();
+            tile_load<5>(a + tile + 2 * k, rows.stride);
+            tile_dot_bf16<1, 5, 6>();
+            tile_load<4>(a + 2 * tile + 2 * k, rows.stride);
+            tile_dot_bf16<2, 4, 6>();
+            tile_load<5>(a + 3 * tile + 2 * k, rows.stride);
+            tile_dot_bf16<3, 5, 6>();
+        }
+        tile_store<0>(y + 16 * done, 64);
+        tile_store<1>(y + 16 * (done + 16), 64);
+        tile_store<2>(y + 16 * (done + 32), 64);
+        tile_store<3>(y + 16 * (done + 48), 64);
+    }
+    for (; done < count; done += 16) {
+        configure_tiles(worker, count - done < 16 ? count - done : 16, 64);
+        tile_zero<0>();
+        const uint8_t* a = rows[first + done].base;
+        for (int k = 0; k < rows.k; k += 32) {
+            __builtin_prefetch(block + 32 * k + prefetch_distance);
+            tile_load<4>(a + 2 * k, rows.stride);
+            tile_load<6>(block + 32 * k, 64);
+            tile_dot_bf16<0, 4, 6>();
+        }
+        tile_store<0>(y + 16 * done, 64);
+    }
+}
+
+}  // namespace EXL_ISA
+
+#endif

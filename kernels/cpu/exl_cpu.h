@@ -1,0 +1,161 @@
+// The contract of the CPU kernels: plain structs, raw pointers, no framework.
+//
+// Every kernel is SPMD: all workers of a team call it with the same arguments and share the work among themselves.
+// What a row computes depends on that row alone: never on the number of rows, workers or chunks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace exl::cpu {
+
+class Worker;
+
+enum class Family : int32_t { group_affine, dense };
+enum class DenseType : int32_t { f32, f16, bf16 };
+
+// How scale and offset of a group are stored; see group_affine.h for the byte layouts.
+enum class Scheme : int32_t {
+    symmetric,       // fp16 scale per 32, constant zero point             Q4_0 Q5_0 Q8_0
+    affine,          // fp16 scale and fp16 offset per 32                  Q4_1 Q5_1
+    super32,         // fp16 d, dmin per 256; u8 scale, u8 min per 32      Q4_K Q5_K
+    super16,         // fp16 d, dmin per 256; 4 + 4 bit scale, min per 16  Q2_K
+    super16_signed,  // fp16 d per 256; int8 scale per 16, constant zero   Q3_K Q6_K
+};
+
+struct Weight {
+    Family family;
+    int32_t rows;             // N, out_features
+    int32_t cols;             // K, in_features
+    int32_t cols_padded;      // K rounded up to 32
+    int32_t bits;             // group_affine
+    Scheme scheme;            // group_affine
+    int32_t zero;             // constant zero point of the symmetric schemes
+    DenseType dense_type;     // dense
+    const uint8_t* data;      // ceil(N / 16) row blocks
+    int64_t block_bytes;      // bytes of one block of 16 rows
+    int64_t scales_offset;    // where the scales of a row block start inside it
+};
+
+enum class Activation : int32_t { none, silu, gelu_tanh, gelu };
+
+struct Projection {
+    const Weight* weight;
+    float* out;            // (R, out_stride)
+    int64_t out_stride;
+    const float* bias;     // (N,) or null
+    int32_t add;           // out += instead of out =
+};
+
+constexpr int max_projections = 4;
+
+struct LinearArgs {
+    const float* x;        // (R, x_stride)
+    int64_t x_stride;
+    int32_t cols;
+    const float* norm;     // (cols,) RMSNorm weight or null
+    float eps;
+    Activation activation; // not none: out0 = activation(x W0) * (x W1)
+    int32_t num_projections;
+    Projection projection[max_projections];
+    int32_t precise;       // int8 activations get a residual row: 15 bits in all
+    const int32_t* row_index;  // gather: row r reads x[row_index[r]]; null = r
+    float softcap;         // > 0: out = softcap * tanh(out / softcap)
+};
+
+struct EmbedArgs {
+    const Weight* table;
+    float* out;
+    int64_t out_stride;
+    float multiplier;
+};
+
+// Pages of one layer. Keys and values apart; layouts in kv_cache.h.
+struct LayerCache {
+    uint8_t* keys;
+    uint8_t* values;
+    int64_t key_page_bytes;
+    int64_t value_page_bytes;
+    int32_t num_kv_heads;
+    int32_t head_dim;
+    int32_t key_bits;      // 16 = fp16, else 2..8
+    int32_t value_bits;
+};
+
+struct RopeTableArgs {
+    const float* inv_freq; // (rotary_dim / 2,)
+    int32_t rotary_dim;
+    float scale;
+    float* table;          // (R, rotary_dim)
+};
+
+struct RopeArgs {
+    float* q;              // (R, num_heads * head_dim)
+    float* k;              // (R, num_kv_heads * head_dim)
+    const float* v;
+    int64_t q_stride, k_stride, v_stride;
+    int32_t num_heads;
+    const float* q_norm;   // (head_dim,) or null
+    const float* k_norm;
+    float q_eps, k_eps;
+    const float* table;    // (R, rotary_dim): cosines, then sines of the row's position; null: no rotary embedding
+    int32_t rotary_dim;
+    LayerCache cache;
+};
+
+struct AttentionArgs {
+    const float* q;
+    float* out;
+    int64_t q_stride, out_stride;
+    int32_t num_heads;
+    float scale;
+    int32_t window;        // 0 = none
+    float softcap;
+    LayerCache cache;
+};
+
+// What changes from run to run; all arrays belong to the caller.
+struct Run {
+    int32_t rows;
+    const int32_t* token_ids;
+    const int32_t* positions;
+    const int32_t* sequences;
+    const int32_t* page_table;  // (S, pages_per_sequence)
+    int32_t pages_per_sequence;
+    uint8_t* shared;            // scratch seen by all workers, 64-byte aligned
+};
+
+struct SampleRow {
+    float temperature;          // 0 = greedy
+    int32_t top_k;              // 0 = off
+    float top_p;                // 1 = off
+    float min_p;                // 0 = off
+    float repetition_penalty;   // 1 = off
+    uint64_t seed;
+    uint64_t position;          // counter of the random number
+    const int32_t* history;     // tokens that the repetition penalty applies to
+    int32_t history_length;
+};
+
+constexpr int page_size = 256;
+
+struct Kernels {
+    const char* name;
+    void (*linear)(const LinearArgs&, const Run&, Worker&);
+    void (*embed)(const EmbedArgs&, const Run&, Worker&);
+    void (*rope_table)(const RopeTableArgs&, const Run&, Worker&);
+    void (*rope_and_store)(const RopeArgs&, const Run&, Worker&);
+    void (*attention)(const AttentionArgs&, const Run&, Worker&);
+    int64_t (*linear_scratch)(const LinearArgs&, int32_t max_rows);
+    int64_t (*attention_scratch)(const AttentionArgs&, int32_t max_pages, int32_t workers);
+    void (*dequantize)(const Weight&, int32_t row, float* out);  // one row, (cols,)
+    float (*logits_peak)(const float* logits, int32_t n);
+    double (*exponentials)(const float* logits, int32_t n, float peak, float scale, float* out);
+    int32_t bf16_activations;   // dense bf16 rounds activations to bf16
+};
+
+// All levels compiled into this binary; null where this machine lacks the instructions.
+const Kernels* kernels_for(const char* level);
+const char* best_level();
+
+}  // namespace exl::cpu

@@ -1,0 +1,174 @@
+// y (M, 16) = activations (M, K) x one block of 16 weight rows, for codes with a scale and an offset per group.
+//
+//   y[m] += sum over groups g of  a_scale[m, g] * (scale[g] * dot(code, a) + offset[g] * sum(a))
+//
+// The dot product is exact in int32. A constant zero point is subtracted there: dot(code - z, a) = dot(code, a) - z * sum(a).
+// Floats are added group by group in ascending order with fused multiply-adds, so one row gives the same bits in
+// every kernel below whatever M is. All integers of a row block stand together, then all scales:
+//
+//   symmetric      per 32: half s[16]
+//   affine         per 32: half s[16], half o[16]
+//   super32        per 256: half d[16], half dmin[16], 8 x { u8 scale[16], u8 min[16] }
+//   super16        per 256: half d[16], half dmin[16], 16 x { u8 (min << 4 | scale)[16] }
+//   super16_signed per 256: half d[16], 16 x { int8 scale[16] }
+//
+// Oracle: the dequantized matrix in float64 (tests/ops). Bound: memory for few rows, VNNI and flush for many.
+#pragma once
+
+#include "activations.h"
+#include "unpack.h"
+
+namespace EXL_ISA {
+
+template <Scheme s> struct SchemeConstant {
+    static constexpr Scheme value = s;
+};
+
+// load(block scales, group index, s, o): 16 scales and offsets of a group; `size` columns a group.
+template <Scheme scheme> struct Scales;
+
+template <> struct Scales<Scheme::symmetric> {
+    static constexpr int size = 32;
+    static constexpr bool has_offset = false;
+    static void load(const uint8_t* p, int g, f32v& s, f32v&) { s = f_load_half(reinterpret_cast<const uint16_t*>(p) + 16 * g); }
+};
+template <> struct Scales<Scheme::affine> {
+    static constexpr int size = 32;
+    static constexpr bool has_offset = true;
+    static void load(const uint8_t* p, int g, f32v& s, f32v& o) {
+        const uint16_t* h = reinterpret_cast<const uint16_t*>(p) + 32 * g;
+        s = f_load_half(h);
+        o = f_load_half(h + 16);
+    }
+};
+template <> struct Scales<Scheme::super32> {
+    static constexpr int size = 32;
+    static constexpr bool has_offset = true;
+    static constexpr int super_bytes = 64 + 8 * 32;
+    static void load(const uint8_t* p, int g, f32v& s, f32v& o) {
+        const uint8_t* super = p + (g / 8) * super_bytes;
+        const uint8_t* small = super + 64 + (g % 8) * 32;
+        s = f_mul(f_load_half(reinterpret_cast<const uint16_t*>(super)), i_to_f(i_load_u8(small)));
+        const f32v m = f_mul(f_load_half(reinterpret_cast<const uint16_t*>(super) + 16), i_to_f(i_load_u8(small + 16)));
+        o = f_sub(f_zero(), m);
+    }
+};
+template <> struct Scales<Scheme::super16> {
+    static constexpr int size = 16;
+    static constexpr bool has_offset = true;
+    static constexpr int super_bytes = 64 + 16 * 16;
+    static void load(const uint8_t* p, int g, f32v& s, f32v& o) {
+        const uint8_t* super = p + (g / 16) * super_bytes;
+        const i32v both = i_load_u8(super + 64 + (g % 16) * 16);
+        s = f_mul(f_load_half(reinterpret_cast<const uint16_t*>(super)), i_to_f(i_and(both, i_set(15))));
+        const f32v m = f_mul(f_load_half(reinterpret_cast<const uint16_t*>(super) + 16), i_to_f(i_shr<4>(both)));
+        o = f_sub(f_zero(), m);
+    }
+};
+template <> struct Scales<Scheme::super16_signed> {
+    static constexpr int size = 16;
+    static constexpr bool has_offset = false;
+    static constexpr int super_bytes = 32 + 16 * 16;
+    static void load(const uint8_t* p, int g, f32v& s, f32v&) {
+        const uint8_t* super = p + (g / 16) * super_bytes;
+        const i32v small = i_load_s8(reinterpret_cast<const int8_t*>(super) + 32 + (g % 16) * 16);
+        s = f_mul(f_load_half(reinterpret_cast<const uint16_t*>(super)), i_to_f(small));
+    }
+};
+
+// One group of one row: the only place where integers become floats.
+template <Scheme scheme>
+inline f32v flush(f32v y, i32v dot, f32v s, f32v o, float a_scale, float a_scaled_sum) {
+    y = f_fma(i_to_f(dot), f_mul(s, f_set(a_scale)), y);
+    if constexpr (Scales<scheme>::has_offset) y = f_fma(o, f_set(a_scaled_sum), y);
+    return y;
+}
+
+template <int bits> inline i32v dot4(i32v acc, i32v codes, const int8_t* a) {
+    int32_t four;
+    __builtin_memcpy(&four, a, 4);
+    return bits == 8 ? dot_u8s8(acc, codes, i_set(four)) : dot_u7s8(acc, codes, i_set(four));
+}
+
+constexpr int prefetch_distance = 4096;
+
+// M rows at once, codes unpacked once for all of them.
+template <int bits, Scheme scheme, int M>
+void block_rows(const Weight& w, const uint8_t* block, const Rows& rows, int first, float* y) {
+    using S = Scales<scheme>;
+    constexpr int chunks = S::size / 4;  // dot products of 4 columns per group
+    constexpr int per_32 = 32 / S::size;
+    const int k = rows.k;
+    const uint8_t* scales = block + w.scales_offset;
+    Record row[M];
+    f32v sum[M];
+    for (int m = 0; m < M; ++m) {
+        row[m] = rows[first + m];
+        sum[m] = f_zero();
+    }
+    for (int g32 = 0; g32 < k / 32; ++g32) {
+        const uint8_t* codes = block + int64_t(g32) * 64 * bits;
+        for (int line = 0; line < bits; ++line) __builtin_prefetch(codes + prefetch_distance + 64 * line);
+        for (int part = 0; part < per_32; ++part) {
+            const int g = g32 * per_32 + part;
+            i32v acc[M];
+            for (int m = 0; m < M; ++m) {
+                const int32_t* sums = S::size == 32 ? row[m].sum(k) : row[m].sum16(k);
+                acc[m] = S::has_offset ? i_zero() : i_set(-w.zero * sums[g]);
+            }
+#pragma GCC unroll 8
+            for (int c = 0; c < chunks; ++c) {
+                const i32v u = unpack<bits>(codes, part * chunks + c);
+                for (int m = 0; m < M; ++m) acc[m] = dot4<bits>(acc[m], u, row[m].codes() + 32 * g32 + 4 * (part * chunks + c));
+            }
+            f32v s = f_zero(), o = f_zero();
+            S::load(scales, g, s, o);
+            for (int m = 0; m < M; ++m) {
+                const float* scaled = S::size == 32 ? row[m].scaled_sum(k) : row[m].scaled_sum16(k);
+                sum[m] = flush<scheme>(sum[m], acc[m], s, o, row[m].scale(k)[g32], S::has_offset ? scaled[g] : 0.0f);
+            }
+        }
+    }
+    for (int m = 0; m < M; ++m) f_store(y + 16 * m, sum[m]);
+}
+
+// All rows [first, first + count) of one block, y (count, 16).
+template <int bits, Scheme scheme>
+void block_multiply(const Weight& w, const uint8_t* block, const Rows& rows, int first, int count, float* y) {
+    int done = 0;
+    for (; count - done >= 8; done += 8) block_rows<bits, scheme, 8>(w, block, rows, first + done, y + 16 * done);
+    const auto rest = [&](auto size) {
+        constexpr int M = decltype(size)::value;
+        for (; count - done >= M; done += M) block_rows<bits, scheme, M>(w, block, rows, first + done, y + 16 * done);
+    };
+    rest(Constant<4>{});
+    rest(Constant<2>{});
+    rest(Constant<1>{});
+}
+
+using BlockKernel = void (*)(const Weight&, const uint8_t* block, const Rows&, int first, int count, float* y);
+
+// Calls f(bits constant, scheme constant) for the combination of w; f must return the same type for all.
+template <typename F> auto dispatch_group_affine(const Weight& w, F f) {
+    const auto by_bits = [&](auto scheme) {
+        switch (w.bits) {
+            case 2: return f(Constant<2>{}, scheme);
+            case 3: return f(Constant<3>{}, scheme);
+            case 4: return f(Constant<4>{}, scheme);
+            case 5: return f(Constant<5>{}, scheme);
+            case 6: return f(Constant<6>{}, scheme);
+            default: return f(Constant<8>{}, scheme);
+        }
+    };
+    constexpr SchemeConstant<Scheme::super32> super32;
+    constexpr SchemeConstant<Scheme::super16_signed> signed16;
+    switch (w.scheme) {
+        case Scheme::symmetric: return by_bits(SchemeConstant<Scheme::symmetric>{});
+        case Scheme::affine: return by_bits(SchemeConstant<Scheme::affine>{});
+        case Scheme::super32: return w.bits == 4 ? f(Constant<4>{}, super32) : f(Constant<5>{}, super32);
+        case Scheme::super16: return f(Constant<2>{}, SchemeConstant<Scheme::super16>{});
+        default: return w.bits == 3 ? f(Constant<3>{}, signed16) : f(Constant<6>{}, signed16);
+    }
+}
+
+}  // namespace EXL_ISA

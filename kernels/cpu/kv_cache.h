@@ -1,0 +1,155 @@
+// Pages of 256 tokens, one region per kv head; and how one token is written.
+//
+//   keys  fp16   [16 blocks][D][16 tokens] half          so that 16 scores come from one multiply-add per feature
+//   keys  b bit  [16 blocks][D / 32][codes of 16 tokens x 32 features, unpack.h], then half scale [16 blocks][D / 32][16]
+//   values fp16  [256][D] half
+//   values b bit [D / 32][256][4 b bytes], then half scale [D / 32][256]
+//
+// Quantization (specs/kv_cache.md 2, 3): Hadamard-32 rotation, then per 32 features q = clamp(floor(w / s * m + m), 0, 2m - 1),
+// value (q - m + 1/2) / m * s with m = 2^(b-1) and s = absmax as half, rounded up; s = 0 decodes to exact zeros.
+// A token is quantised alone, so stored bytes never change.
+//
+// Value codes of a group, planes as in unpack.h but along features:
+//   8 bit  byte d        4 bit  byte i = d_i | d_(i+16) << 4        2 bit  two words, 2 bits each        1 bit  one word
+#pragma once
+
+#include "activations.h"
+#include "codes.h"
+
+namespace EXL_ISA {
+
+constexpr int half_bits = 16;
+
+struct PageLayout {
+    int64_t key_head, value_head;      // bytes of a head in a page
+    int64_t key_scales, value_scales;  // offset of the scales in them
+};
+
+inline PageLayout page_layout(const LayerCache& c) {
+    const int64_t d = c.head_dim, full = 2 * d * page_size;
+    PageLayout p{full, full, 0, 0};
+    if (c.key_bits != half_bits) {
+        p.key_scales = d * page_size * c.key_bits / 8;
+        p.key_head = p.key_scales + d / 32 * page_size * 2;
+    }
+    if (c.value_bits != half_bits) {
+        p.value_scales = d * page_size * c.value_bits / 8;
+        p.value_head = p.value_scales + d / 32 * page_size * 2;
+    }
+    return p;
+}
+
+// In-place orthonormal Walsh-Hadamard transform of 32 values.
+inline void hadamard32(float* x) {
+    for (int h = 16; h; h /= 2)
+        for (int i = 0; i < 32; i += 2 * h)
+            for (int j = i; j < i + h; ++j) {
+                const float a = x[j], b = x[j + h];
+                x[j] = a + b;
+                x[j + h] = a - b;
+            }
+    for (int i = 0; i < 32; ++i) x[i] *= 0.17677669529663687f;
+}
+
+inline void rotate(float* x, int n) {
+    for (int i = 0; i < n; i += 32) hadamard32(x + i);
+}
+
+// 32 values to codes; returns the scale as half.
+inline uint16_t quantize_group(const float* x, int bits, uint8_t* codes) {
+    float peak = 0.0f;
+    for (int i = 0; i < 32; ++i) peak = __builtin_fabsf(x[i]) > peak ? __builtin_fabsf(x[i]) : peak;
+    uint16_t half = exl::float_to_half(peak);
+    if (exl::half_to_float(half) < peak) ++half;
+    const float scale = exl::half_to_float(half), m = float(1 << (bits - 1)), top = 2 * m - 1;
+    const float inverse = 1.0f / (scale > 1e-10f ? scale : 1e-10f);
+    for (int i = 0; i < 32; ++i) {
+        const float q = __builtin_floorf(x[i] * inverse * m + m);
+        codes[i] = uint8_t(q < 0 ? 0 : q > top ? top : q);
+    }
+    return half;
+}
+
+inline void put_value_codes(uint8_t* out, int bits, const uint8_t* codes) {
+    each_plane(bits, [&](int width, int low, int) {
+        const int mask = (1 << width) - 1;
+        const auto field = [&](int d) { return uint32_t((codes[d] >> low) & mask); };
+        if (width == 8) {
+            for (int d = 0; d < 32; ++d) out[d] = codes[d];
+        } else if (width == 4) {
+            for (int d = 0; d < 16; ++d) out[d] = uint8_t(field(d) | field(d + 16) << 4);
+        } else {
+            uint32_t words[2] = {0, 0};
+            for (int d = 0; d < 32; ++d) words[d * width / 32] |= field(d) << (d * width % 32);
+            __builtin_memcpy(out, words, 4 * size_t(width));
+        }
+        out += 4 * width;
+    });
+}
+
+// Features 0..15 and 16..31 of a group as integers.
+template <int bits> inline void get_value_codes(const uint8_t* p, i32v lane, i32v& a, i32v& b) {
+    a = b = i_zero();
+    int low = 0;
+    const auto add = [&](i32v x, i32v y) {
+        const auto shift = [&](i32v v) { return low == 0 ? v : low == 2 ? i_shl<2>(v) : low == 4 ? i_shl<4>(v) : i_shl<6>(v); };
+        a = i_or(a, shift(x));
+        b = i_or(b, shift(y));
+    };
+    const auto word = [&](int i) {
+        int32_t w;
+        __builtin_memcpy(&w, p + 4 * i, 4);
+        return i_set(w);
+    };
+    if constexpr (bits == 8) add(i_load_u8(p), i_load_u8(p + 16));
+    if constexpr (bits >= 4 && bits < 8) {
+        const i32v both = i_load_u8(p);
+        add(i_and(both, i_set(15)), i_shr<4>(both));
+        p += 16, low += 4;
+    }
+    if constexpr (bits < 8 && (bits & 2)) {
+        const i32v twice = i_add(lane, lane);
+        add(i_and(i_shr_each(word(0), twice), i_set(3)), i_and(i_shr_each(word(1), twice), i_set(3)));
+        p += 8, low += 2;
+    }
+    if constexpr (bits < 8 && (bits & 1)) {
+        const i32v w = word(0);
+        add(i_and(i_shr_each(w, lane), i_set(1)), i_and(i_shr_each(w, i_add(lane, i_set(16))), i_set(1)));
+    }
+}
+
+// x: head_dim floats, overwritten. page: the head's region of a page; t: token inside the page.
+inline void store_key(const LayerCache& c, uint8_t* page, int t, float* x) {
+    const int d = c.head_dim, block = t / 16, lane = t % 16;
+    if (c.key_bits == half_bits) {
+        uint16_t* out = reinterpret_cast<uint16_t*>(page) + int64_t(block) * d * 16 + lane;
+        for (int i = 0; i < d; ++i) out[16 * i] = exl::float_to_half(x[i]);
+        return;
+    }
+    rotate(x, d);
+    uint16_t* scales = reinterpret_cast<uint16_t*>(page + page_layout(c).key_scales) + int64_t(block) * (d / 32) * 16 + lane;
+    for (int g = 0; g < d / 32; ++g) {
+        uint8_t codes[32];
+        scales[16 * g] = quantize_group(x + 32 * g, c.key_bits, codes);
+        put_row(page + (int64_t(block) * (d / 32) + g) * 64 * c.key_bits, c.key_bits, lane, codes);
+    }
+}
+
+inline void store_value(const LayerCache& c, uint8_t* page, int t, float* x) {
+    const int d = c.head_dim;
+    if (c.value_bits == half_bits) {
+        uint16_t* out = reinterpret_cast<uint16_t*>(page) + int64_t(t) * d;
+        for (int i = 0; i + 16 <= d; i += 16) f_store_half(out + i, f_load(x + i));
+        for (int i = d / 16 * 16; i < d; ++i) out[i] = exl::float_to_half(x[i]);
+        return;
+    }
+    rotate(x, d);
+    uint16_t* scales = reinterpret_cast<uint16_t*>(page + page_layout(c).value_scales) + t;
+    for (int g = 0; g < d / 32; ++g) {
+        uint8_t codes[32];
+        scales[page_size * g] = quantize_group(x + 32 * g, c.value_bits, codes);
+        put_value_codes(page + (int64_t(g) * page_size + t) * 4 * c.value_bits, c.value_bits, codes);
+    }
+}
+
+}  // namespace EXL_ISA

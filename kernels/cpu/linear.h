@@ -1,0 +1,239 @@
+// One fused stage of a layer: [RMSNorm] -> quantize -> up to four matrices on one input -> [bias] [activation * up] [residual add].
+//
+//   rows of x --prepare--> records --barrier--> tasks of 16-row weight blocks, any worker --> out columns of that block
+//
+// Few rows: every worker prepares its own copy of the records, which saves the barrier. Many rows: rows are cut into
+// chunks whose records fit the second-level cache; weights are then streamed once per chunk.
+#pragma once
+
+#include "amx.h"
+#include "dense.h"
+#include "team.h"
+
+namespace EXL_ISA {
+
+constexpr int private_rows = 2;               // up to here each worker prepares all rows itself
+constexpr int64_t chunk_bytes = 1 << 20;      // of records that a chunk may occupy
+
+constexpr bool use_tiles = EXL_LEVEL >= 4;
+
+inline ActivationType activation_type(const Weight& w) {
+    return w.family == Family::group_affine ? ActivationType::int8 : dense_activations(w.dense_type);
+}
+
+inline int blocks_of(const Weight& w) { return (w.rows + 15) / 16; }
+
+// Where things lie in scratch for a run of `rows` rows.
+struct LinearLayout {
+    int rows, k, residual_base, records, chunk;
+    bool needs[3];          // by ActivationType
+    int64_t offset[3];
+    int64_t stride[3];
+    int64_t scales_offset;  // TileScales
+    int64_t bytes;
+
+    LinearLayout(const LinearArgs& args, int num_rows) : rows(num_rows), needs{}, offset{}, stride{} {
+        k = (args.cols + 31) / 32 * 32;
+        residual_base = rows < 16 ? rows : (rows + 15) / 16 * 16;
+        records = args.precise ? residual_base + rows : rows;
+        for (int p = 0; p < args.num_projections; ++p) needs[int(activation_type(*args.projection[p].weight))] = true;
+        bytes = 0;
+        int64_t widest = 1;
+        for (int t = 0; t < 3; ++t) {
+            if (!needs[t]) continue;
+            stride[t] = record_bytes(ActivationType(t), k);
+            offset[t] = bytes;
+            bytes += stride[t] * records;
+            widest = stride[t] > widest ? stride[t] : widest;
+        }
+        scales_offset = bytes;
+        if (use_tiles && needs[0]) bytes += int64_t(records + 15) / 16 * (k / 32) * 256;
+        const int64_t fit = chunk_bytes / (widest * (args.precise ? 2 : 1)) / 64 * 64;
+        chunk = int(fit < 64 ? 64 : fit);
+    }
+
+    Rows rows_of(ActivationType type, uint8_t* base) const {
+        return {base + offset[int(type)], stride[int(type)], records, k};
+    }
+};
+
+// What a worker needs for itself: a line of floats, an unpacked panel, two results of a chunk.
+struct WorkerLayout {
+    int64_t line, panel, result, records, bytes;
+
+    WorkerLayout(const LinearLayout& layout, const LinearArgs& args, bool own_records) {
+        const int chunk = layout.chunk < layout.rows ? layout.chunk : layout.rows;
+        line = 0;
+        panel = line + int64_t(layout.k + 16) * 4 / 64 * 64 + 64;
+        result = panel + (use_tiles ? int64_t(layout.k) * 16 : 0);
+        const int64_t one = int64_t(chunk + 64) * (args.precise ? 2 : 1) * 64;
+        records = result + 2 * one;
+        bytes = records + (own_records ? layout.bytes : 0);
+    }
+};
+
+inline const float* input_row(const LinearArgs& args, int r) {
+    return args.x + int64_t(args.row_index ? args.row_index[r] : r) * args.x_stride;
+}
+
+inline void prepare_rows(const LinearArgs& args, const LinearLayout& layout, uint8_t* base, int r, float* line) {
+    for (int t = 0; t < 3; ++t)
+        if (layout.needs[t]) {
+            const Rows rows = layout.rows_of(ActivationType(t), base);
+            prepare_row(args, input_row(args, r), ActivationType(t), rows, r, layout.residual_base, line);
+        }
+}
+
+// One block of 16 weight rows times records [first, first + count).
+inline void multiply(const Weight& w, int block_index, const Rows& rows, int first, int count, const uint8_t* scales, uint8_t* panel,
+                     Worker& worker, float* y) {
+    const uint8_t* block = w.data + w.block_bytes * block_index;
+    (void)scales, (void)panel, (void)worker;
+    if (w.family == Family::group_affine) {
+        dispatch_group_affine(w, [&](auto bits, auto scheme) {
+#if EXL_LEVEL >= 4
+            tile_multiply<bits.value, scheme.value>(w, block, rows, first, count, reinterpret_cast<const TileScales*>(scales), panel, worker, y);
+#else
+            block_multiply<bits.value, scheme.value>(w, block, rows, first, count, y);
+#endif
+        });
+    } else if (w.dense_type == DenseType::f32) {
+        dense_multiply<DenseType::f32>(w, block, rows, first, count, y);
+    } else if (w.dense_type == DenseType::f16) {
+        dense_multiply<DenseType::f16>(w, block, rows, first, count, y);
+    } else {
+#if EXL_LEVEL >= 4
+        dense_tile_multiply(block, rows, first, count, worker, y);
+#else
+        dense_multiply<DenseType::bf16>(w, block, rows, first, count, y);
+#endif
+    }
+}
+
+inline f32v activate(f32v x, Activation kind) {
+    switch (kind) {
+        case Activation::silu: return f_silu(x);
+        case Activation::gelu_tanh: return f_gelu_tanh(x);
+        case Activation::gelu: return f_gelu(x);
+        default: return x;
+    }
+}
+
+// A view of what one worker uses while it runs a stage.
+struct LinearStage {
+    const LinearArgs& args;
+    const LinearLayout& layout;
+    uint8_t* records;
+    uint8_t* own;
+    const WorkerLayout& mine;
+    Worker& worker;
+
+    float* result(int i) const { return reinterpret_cast<float*>(own + mine.result + i * (mine.records - mine.result) / 2); }
+
+    // Rows [r0, r1) of one block into y; residual records are added, in a fixed order: main + residual.
+    void block(const Weight& w, int index, int r0, int r1, float* y) const {
+        const ActivationType type = activation_type(w);
+        const Rows rows = layout.rows_of(type, records);
+        const uint8_t* scales = records + layout.scales_offset;
+        uint8_t* panel = own + mine.panel;
+        const int n = r1 - r0;
+        if (type != ActivationType::int8 || !args.precise) return multiply(w, index, rows, r0, n, scales, panel, worker, y);
+        float* error = y + 16 * n;
+        if (layout.residual_base == n) {
+            multiply(w, index, rows, 0, 2 * n, scales, panel, worker, y);
+        } else {
+            multiply(w, index, rows, r0, n, scales, panel, worker, y);
+            multiply(w, index, rows, layout.residual_base + r0, n, scales, panel, worker, error);
+        }
+        for (int i = 0; i < 16 * n; i += 16) f_store(y + i, f_add(f_load(y + i), f_load(error + i)));
+    }
+
+    f32v with_bias(const float* y, const float* bias) const { return bias ? f_add(f_load(y), f_load(bias)) : f_load(y); }
+
+    // Writes 16 columns (fewer in the last block) of rows [r0, r1).
+    void write(const Projection& p, int index, int r0, int r1, const float* y, const float* up, const float* up_bias) const {
+        const int column = 16 * index, width = p.weight->rows - column < 16 ? p.weight->rows - column : 16;
+        float bias[16] = {}, bias2[16] = {}, line[16];
+        for (int i = 0; i < width; ++i) {
+            if (p.bias) bias[i] = p.bias[column + i];
+            if (up_bias) bias2[i] = up_bias[column + i];
+        }
+        for (int r = r0; r < r1; ++r) {
+            f32v v = with_bias(y + 16 * (r - r0), p.bias ? bias : nullptr);
+            if (up) v = f_mul(activate(v, args.activation), with_bias(up + 16 * (r - r0), up_bias ? bias2 : nullptr));
+            if (args.softcap > 0) v = f_mul(f_tanh(f_div(v, f_set(args.softcap))), f_set(args.softcap));
+            float* out = p.out + r * p.out_stride + column;
+            if (width == 16) {
+                f_store(out, p.add ? f_add(f_load(out), v) : v);
+                continue;
+            }
+            f_store(line, v);
+            for (int i = 0; i < width; ++i) out[i] = p.add ? out[i] + line[i] : line[i];
+        }
+    }
+
+    void item(int projection, int index, int r0, int r1) const {
+        const Projection& p = args.projection[projection];
+        float* y = result(0);
+        block(*p.weight, index, r0, r1, y);
+        if (args.activation == Activation::none) return write(p, index, r0, r1, y, nullptr, nullptr);
+        float* up = result(1);
+        block(*args.projection[1].weight, index, r0, r1, up);
+        write(p, index, r0, r1, y, up, args.projection[1].bias);
+    }
+};
+
+// Hands out (chunk of rows, projection, blocks) to the workers.
+inline void run_tasks(const LinearStage& stage) {
+    const LinearArgs& args = stage.args;
+    const int outputs = args.activation == Activation::none ? args.num_projections : 1;
+    int64_t total = 0;
+    for (int p = 0; p < outputs; ++p) total += blocks_of(*args.projection[p].weight);
+    const int rows = stage.layout.rows, chunk = stage.layout.chunk, chunks = (rows + chunk - 1) / chunk;
+    int64_t step = total / (8 * stage.worker.count());
+    step = step < 1 ? 1 : step > 16 ? 16 : step;
+    stage.worker.begin_stage();
+    for (int64_t next; (next = stage.worker.next(step)) < total * chunks;) {
+        for (int64_t i = next; i < next + step && i < total * chunks; ++i) {
+            int64_t index = i % total;
+            int p = 0;
+            while (index >= blocks_of(*args.projection[p].weight)) index -= blocks_of(*args.projection[p++].weight);
+            const int r0 = int(i / total) * chunk, r1 = r0 + chunk < rows ? r0 + chunk : rows;
+            stage.item(p, int(index), r0, r1);
+        }
+    }
+}
+
+void linear(const LinearArgs& args, const Run& run, Worker& worker) {
+    if (run.rows == 0) return;
+    const LinearLayout layout(args, run.rows);
+    const bool own_records = run.rows <= private_rows;
+    const WorkerLayout mine(layout, args, own_records);
+    uint8_t* own = worker.scratch(size_t(mine.bytes));
+    uint8_t* records = own_records ? own + mine.records : run.shared;
+    float* line = reinterpret_cast<float*>(own + mine.line);
+    if (own_records) {
+        for (int r = 0; r < run.rows; ++r) prepare_rows(args, layout, records, r, line);
+    } else {
+        worker.begin_stage();
+        for (int64_t r; (r = worker.next()) < run.rows;) prepare_rows(args, layout, records, int(r), line);
+        worker.barrier();
+#if EXL_LEVEL >= 4
+        if (layout.needs[0] && layout.records >= 16) {
+            const Rows rows = layout.rows_of(ActivationType::int8, records);
+            TileScales* scales = reinterpret_cast<TileScales*>(records + layout.scales_offset);
+            worker.begin_stage();
+            for (int64_t t; (t = worker.next()) < layout.records / 16;)
+                transpose_scales(rows, int(t) * 16, scales + t * (layout.k / 32));
+            worker.barrier();
+        }
+#endif
+    }
+    run_tasks({args, layout, records, own, mine, worker});
+}
+
+int64_t linear_scratch(const LinearArgs& args, int32_t max_rows) {
+    return LinearLayout(args, max_rows).bytes;
+}
+
+}  // namespace EXL_ISA
