@@ -33,8 +33,8 @@ def say(text: str) -> None:
 
 
 def compiler() -> str | None:
-    """The C++ compiler that the build will find, or None."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++", "c++", "clang++"))), None)
+    """The C++ compiler that exllama_ext/build.py will use, or None."""
+    return shutil.which((os.environ.get("CXX", "").split() or ["g++"])[0])
 
 
 def check_machine() -> None:
@@ -48,8 +48,8 @@ def check_machine() -> None:
         )
     if compiler() is None:
         raise SetupError(
-            "no C++ compiler found (tried $CXX, g++, c++, clang++): install one (Debian, Ubuntu: apt-get install g++; "
-            "Fedora: dnf install gcc-c++)"
+            "no C++ compiler found (neither $CXX nor g++): install one (Debian, Ubuntu: apt-get install g++; "
+            "Fedora: dnf install gcc-c++) or set CXX"
         )
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.exists():

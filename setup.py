@@ -18,6 +18,8 @@ PACKAGES = [
     "exllama.architectures",
     "exllama.architectures.common",
     "exllama.cache",
+    "exllama.cli",
+    "exllama.cli.chat",
     "exllama.conversion",
     "exllama.devices",
     "exllama.engine",

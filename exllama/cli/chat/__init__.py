@@ -1,0 +1,1 @@
+"""The chat REPL: a conversation, its commands, and how an answer reaches a terminal."""

@@ -1,0 +1,38 @@
+"""From flags to a running chat."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.console import Console
+
+from exllama.cli.chat.commands import Chat
+from exllama.cli.chat.conversation import Conversation
+from exllama.cli.chat.repl import Repl, answer_pipe, terminal_reader
+from exllama.cli.chat.screen import ColourScreen, PlainScreen
+from exllama.cli.chat.statistics import Statistics
+from exllama.cli.chat.terminal import is_interactive
+from exllama.cli.console import progress_bars
+from exllama.cli.flags import placement_options
+from exllama.generator import Generator, Sampling
+
+SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+
+def start(args: argparse.Namespace) -> int:
+    """args: the flags of `python -m exllama.chat`."""
+    given = {name: getattr(args, name) for name in SAMPLING_FLAGS if getattr(args, name) is not None}
+    conversation = Conversation(Sampling(**given), args.system, args.max_new_tokens)
+    question = None if is_interactive() else sys.stdin.read()
+    with progress_bars() as progress:
+        generator = Generator.from_pretrained(args.model, **placement_options(args), progress=progress)
+    with generator:
+        chat = Chat(conversation, Statistics(generator.context_length))
+        if question is not None:
+            answer_pipe(Repl(generator, chat, PlainScreen(sys.stdout, sys.stderr), sys.stdin.readline), question)
+            return 0
+        screen = ColourScreen(Console(highlight=False))
+        screen.note(f"{args.model}, context {generator.context_length} tokens. /help lists the commands.")
+        Repl(generator, chat, screen, terminal_reader()).run()
+    return 0
