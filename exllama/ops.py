@@ -249,7 +249,7 @@ def pack_dense(dtype: str, shape: tuple[int, int], device: str = "cpu") -> Packe
     _only_cpu(device)
     if dtype not in DENSE_TYPES:
         raise UnsupportedModelError(f"dense weights are float32, float16 or bfloat16, not {dtype}")
-    as_bf16 = dtype == "float16" and native().bf16_activations(cpu_level())
+    as_bf16 = dtype == "float16" and device == "cpu" and native().bf16_activations(cpu_level())
     return Packer(dtype, shape, DENSE_TYPES[dtype], "bf16" if as_bf16 else "")
 
 
