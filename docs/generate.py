@@ -1,0 +1,87 @@
+"""`make docs`: writes docs/cli.md and docs/environment.md from the parsers and settings.py. A test compares them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from exllama import settings
+
+DOCS = Path(__file__).resolve().parent
+COMMANDS = ("chat", "bench", "eval", "devices")
+NOTICE = "<!-- Written by docs/generate.py (make docs). -->"
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser of `python -m exllama.COMMAND`."""
+    name = f"exllama.{command}.__main__" if command == "devices" else f"exllama.{command}"
+    made = importlib.import_module(name).parser()
+    assert isinstance(made, argparse.ArgumentParser)
+    return made
+
+
+def cli_page() -> str:
+    """All command lines, a table of flags each."""
+    lines = ["# Command lines", "", NOTICE, ""]
+    lines += ["Results go to stdout, messages and progress to stderr. Exit codes: 0 done, 1 failed (one sentence says"]
+    lines += ["why), 2 wrong flags, 130 stopped by Ctrl+C.", ""]
+    for command in COMMANDS:
+        lines += parser_section(parser_of(command))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def parser_section(parser: argparse.ArgumentParser) -> Iterator[str]:
+    yield from (f"## `{parser.prog}`", "", f"{parser.description or ''}".strip(), "")
+    yield from ("| flag | meaning |", "|---|---|")
+    subparsers: list[argparse.ArgumentParser] = []
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        if isinstance(action, argparse._SubParsersAction):
+            subparsers.extend(action.choices.values())
+            continue
+        yield f"| {flag_names(action)} | {flag_help(parser, action)} |"
+    yield ""
+    for sub in subparsers:
+        yield from parser_section(sub)
+
+
+def flag_names(action: argparse.Action) -> str:
+    """`-m`, `--model SOURCE`."""
+    value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else "")
+    value = value or ("" if action.nargs == 0 else action.dest.upper())
+    names = list(action.option_strings) or [""]
+    names[-1] = f"{names[-1]} {value}".strip()
+    return ", ".join(f"`{name}`" for name in names).replace("|", "\\|")
+
+
+def flag_help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    default = action.default
+    text = (action.help or "") % {"default": default, "prog": parser.prog}
+    if isinstance(default, list):
+        text += f" (default: {','.join(map(str, default))})"
+    elif "default" not in text and default not in (None, False, argparse.SUPPRESS, ""):
+        text += f" (default: {default})"
+    return text.replace("|", "\\|")
+
+
+def environment_page() -> str:
+    """Every variable, from the docstrings of settings.py."""
+    lines = ["# Environment variables", "", NOTICE, "", "`exllama/settings.py` is the only file that reads them.", ""]
+    lines += ["| variable | meaning |", "|---|---|"]
+    for _, function in sorted(inspect.getmembers(settings, inspect.isfunction)):
+        found = re.match(r"`(EXLLAMA_\w+)`: (.*)", inspect.getdoc(function) or "", re.DOTALL)
+        if found and function.__module__ == settings.__name__:
+            lines.append(f"| `{found[1]}` | {' '.join(found[2].split())} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"cli.md": cli_page, "environment.md": environment_page}
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page(), encoding="utf-8")
