@@ -42,7 +42,7 @@ def toy_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 2:
-                parameter.copy_(noise * (1.0 if "embed_tokens" in name else 2.0 * parameter.shape[1] ** -0.5))
+                parameter.copy_(noise * (1.0 if "embed_tokens" in name else 1.25 * parameter.shape[1] ** -0.5))
             else:
                 parameter.copy_(noise * 0.3 + (0.0 if name.endswith("bias") else 1.0))
     return model
@@ -50,8 +50,10 @@ def toy_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Writes config.json and safetensors, and leaves `model` with the values that were written, in float32."""
-    model.to(dtype).save_pretrained(folder)
-    model.float()
+    copy.deepcopy(model).to(dtype).save_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():  # and not model.to(dtype), which would round the rope frequencies too
+            parameter.copy_(parameter.to(dtype).float())
     return folder
 
 
