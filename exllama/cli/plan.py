@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from exllama import architectures
 from exllama.architectures.common.config import ConfigReader
 from exllama.cache.storage import CacheLayer, cache_nbytes
 from exllama.devices import discover
+from exllama.formats.registry import find_format
+from exllama.formats.stored import StoredTensor
 from exllama.loader.checkpoint import Checkpoint
 from exllama.loader.placement import ModelSizes, Placement, plan_cpu
 
@@ -26,11 +30,20 @@ def model_sizes(checkpoint: Checkpoint, cache: str = "fp16") -> ModelSizes:
     widths = 2 * config.hidden_size + attention + 2 * config.intermediate_size
     return ModelSizes(
         layers=config.num_layers + 1,
-        weights=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        weights=sum(map(loaded_bytes, checkpoint.tensors.values())),
         page_bytes=cache_nbytes(layers, 1, cache),
         workspace=4 * widths * CHUNK,
         max_context=config.max_position,
     )
+
+
+def loaded_bytes(tensor: StoredTensor) -> int:
+    """What a tensor takes once loaded: what the file has, unless its type is held as another one."""
+    form = find_format(tensor.type)
+    if form.family == "GroupAffine" and len(tensor.shape) == 2:
+        return tensor.nbytes
+    held = form.held if len(tensor.shape) == 2 else "float32"
+    return math.prod(tensor.shape) * {"float32": 4, "float16": 2, "bfloat16": 2}.get(held, 4)
 
 
 def describe(placement: Placement) -> str:
