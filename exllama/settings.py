@@ -28,6 +28,11 @@ def cpu_isa() -> str | None:
     return text or None
 
 
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a child process: this one's, with changes."""
+    return {**os.environ, **changes}
+
+
 def cache_dir() -> Path:
     """`EXLLAMA_CACHE_DIR`: where downloaded models are kept; default: the platform's user cache folder."""
     text = os.environ.get("EXLLAMA_CACHE_DIR", "").strip()

@@ -130,8 +130,8 @@ class GgufCheckpoint(Checkpoint):
                 continue
             name = hugging_face_name(stored_name)
             if name is None:
-                message = f"{part.path}: a {arch} model does not have the tensor {stored_name}, so this file is something else"
-                raise UnsupportedModelError(message)
+                message = f"{part.path}: a {arch} model does not have the tensor {stored_name}"
+                raise UnsupportedModelError(f"{message}, so this file is another kind of model")
             tensors[name] = GgufTensor(name, info, part.file, self._permuted_heads(arch, name, info, part))
         return tensors
 

@@ -41,7 +41,8 @@ class Hyperparameters:
             raise UnsupportedModelError(f"GGUF architecture {found!r} is not supported; supported: {supported}")
         for name in _FOREIGN:
             if metadata.number(f"{self.arch}.{name}", 0):
-                raise UnsupportedModelError(f"{self.arch}.{name} is set in this GGUF file, and this version has no such models")
+                message = f"{self.arch}.{name} is set in this GGUF file"
+                raise UnsupportedModelError(f"{message}, and this version does not run such models")
 
     def size(self, name: str, default: int | None = None, limit: int = MAX_WIDTH) -> int:
         """A positive number, given once or equal for all layers."""
@@ -68,7 +69,9 @@ class Hyperparameters:
         return value
 
 
-def read_config(metadata: Metadata, tensors: set[str], vocab_rows: int, rope_factors: Callable[[str], Floats]) -> dict[str, Any]:
+def read_config(
+    metadata: Metadata, tensors: set[str], vocab_rows: int, rope_factors: Callable[[str], Floats]
+) -> dict[str, Any]:
     """The configuration of a model.
 
     tensors: names in the file. vocab_rows: rows of token_embd. rope_factors: reads one of ROPE_TENSORS.
@@ -103,7 +106,8 @@ def read_config(metadata: Metadata, tensors: set[str], vocab_rows: int, rope_fac
 def _check_heads(values: Hyperparameters, config: dict[str, Any]) -> None:
     heads, groups, head_dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
     if heads % groups:
-        raise values.metadata.error(f"{values.arch}.attention.head_count_kv", groups, f"a divisor of {heads} query heads")
+        key = f"{values.arch}.attention.head_count_kv"
+        raise values.metadata.error(key, groups, f"a divisor of {heads} query heads")
     if values.size("attention.value_length", head_dim) != head_dim:
         found = values.size("attention.value_length")
         raise values.metadata.error(f"{values.arch}.attention.value_length", found, f"the key length, {head_dim}")
@@ -178,8 +182,8 @@ def _longrope(
             raise values.metadata.error(f"{values.arch}.rope.scaling.type", "longrope", f"a tensor {name}")
     factors = {key: _factors(values, rope_factors, name, head_dim) for key, name in names.items()}
     attention = values.positive("rope.scaling.attn_factor", 1.0)
-    original = _original_context(values)
-    return {"rope_type": "longrope", "original_max_position_embeddings": original, "attention_factor": attention} | factors
+    scaling = {"original_max_position_embeddings": _original_context(values), "attention_factor": attention}
+    return {"rope_type": "longrope"} | scaling | factors
 
 
 def _original_context(values: Hyperparameters) -> int:

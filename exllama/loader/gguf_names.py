@@ -39,7 +39,7 @@ _BLOCK_NAME = re.compile(r"blk\.(0|[1-9]\d{0,5})\.([a-z_]+)\.(weight|bias)")
 
 
 def hugging_face_name(name: str) -> str | None:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; None for a name that these models do not have."""
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; None for a name of other models."""
     if name in _GLOBAL:
         return _GLOBAL[name]
     match = _BLOCK_NAME.fullmatch(name)

@@ -37,7 +37,7 @@ class ChatTemplate:
         """The conversation as one text.
 
         messages: dictionaries of plain JSON values with at least a role. allowed: variables out of ALLOWED.
-        Raises UsageError for such arguments that make no sense, TemplateError when the template fails or exceeds a limit.
+        Raises UsageError for arguments that make no sense, TemplateError when the template fails or exceeds a limit.
         """
         return "".join(self.render_parts(messages, (), add_generation_prompt, **allowed))
 
@@ -50,7 +50,8 @@ class ChatTemplate:
         """
         unknown = set(allowed) - ALLOWED
         if unknown:
-            raise UsageError(f"chat template argument {min(unknown)!r} is not allowed; allowed: {', '.join(sorted(ALLOWED))}")
+            names = ", ".join(sorted(ALLOWED))
+            raise UsageError(f"chat template argument {min(unknown)!r} is not allowed; allowed: {names}")
         _check_messages(messages)
         plain = _plain({"messages": list(messages), **allowed})
         texts = list(_texts(plain))

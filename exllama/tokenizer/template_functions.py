@@ -30,9 +30,7 @@ _PLAIN = (
 
 _METHODS: dict[type, frozenset[str]] = {
     str: frozenset(
-        "strip lstrip rstrip split rsplit splitlines startswith endswith upper lower title capitalize casefold swapcase"
-        " replace find rfind index rindex count join format isdigit isdecimal isnumeric isalpha isalnum isspace isupper"
-        " islower removeprefix removesuffix partition rpartition".split()
+        ["strip", "lstrip", "rstrip", "split", "rsplit", "splitlines", "startswith", "endswith", "upper", "lower", "title", "capitalize", "casefold", "swapcase", "replace", "find", "rfind", "index", "rindex", "count", "join", "format", "isdigit", "isdecimal", "isnumeric", "isalpha", "isalnum", "isspace", "isupper", "islower", "removeprefix", "removesuffix", "partition", "rpartition"]
     ),
     list: frozenset(("index", "count", "copy")),
     tuple: frozenset(("index", "count")),

@@ -57,7 +57,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Operators that can make something large."""
         return _BINARY[operator](left, right)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as in jinja2
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Every call of a template."""
         budget().tick()
         if isinstance(getattr(__obj, "__self__", None), (str, bytes, bytearray, int, float, list, tuple, dict, set, range)):

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from exllama.errors import TemplateError, UsageError
+from exllama.errors import TemplateError, UnsupportedModelError, UsageError
 from exllama.tokenizer.chat_template import ChatTemplate
 from exllama.tokenizer.pieces import Pieces
 
@@ -112,8 +112,19 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise UsageError(f"the text has a lone surrogate at character {error.start}; expected valid Unicode") from error
-        with self._lock:  # the switch belongs to the backend, not to the call
-            self._backend.encode_special_tokens = not parse_special
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            message = f"the text has a lone surrogate at character {error.start}; expected valid Unicode"
+            raise UsageError(message) from error
+        try:
+            with self._lock:  # the switch belongs to the backend, not to the call
+                self._backend.encode_special_tokens = not parse_special
+                ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            if is_panic(error):
+                raise UnsupportedModelError(f"the model's tokenizer gave up on this text: {error}") from error
+            raise
         return ids
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether the tokenizers library stopped by a panic, which is no Exception: a pattern that backtracks too much."""
+    return type(error).__name__ == "PanicException"

@@ -1,0 +1,29 @@
+"""Every element type that can be loaded, and the module that knows it. Modules are imported when first needed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from exllama.errors import UnsupportedModelError
+from exllama.formats.format import Format
+
+_MODULES: dict[str, tuple[str, ...]] = {
+    "dense": ("F32", "F16", "BF16"),
+    "float8": ("F8_E4M3", "F8_E5M2"),
+    "legacy_blocks": ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    "k_blocks": ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    "table_blocks": ("IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0"),
+    "grid_blocks": ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+TYPES = tuple(_MODULE_OF)
+
+
+def find_format(name: str) -> Format:
+    """The format of an element type. Raises UnsupportedModelError, listing what there is."""
+    if name not in _MODULE_OF:
+        raise UnsupportedModelError(f"weights of type {name} are not supported; supported: {', '.join(TYPES)}")
+    module = import_module(f"exllama.formats.{_MODULE_OF[name]}")
+    formats: dict[str, Format] = module.FORMATS
+    return formats[name]
