@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = model_options(args)
     with progress_bars() as progress, Model.from_pretrained(args.model, **options, progress=progress) as model:
         bench = Bench(model, wanted, args.cache, args.threads or ops.default_threads())
-        write_json([bench.measure(test, args.runs, progress) for test in wanted], args.json)
+        write_json((bench.measure(test, args.runs, progress) for test in wanted), args.json)
     return 0
 
 

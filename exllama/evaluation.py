@@ -91,10 +91,9 @@ def divergence(model: Scored, reference: Scored, texts: list[torch.Tensor], tick
         raise UsageError(f"the vocabularies differ: {found}")
     values, same = [], 0
     for index, ids in enumerate(texts):
-        expected = reference.logits(ids)[:-1].clone()
-        found = model.logits(ids)[:-1]
-        for rows, begin in _blocks(found):
-            p, q = _log_softmax(expected[begin : begin + len(rows)]), _log_softmax(rows)
+        truth = reference.logits(ids)[:-1]
+        for rows, begin in _blocks(model.logits(ids)[:-1]):
+            p, q = _log_softmax(truth[begin : begin + len(rows)]), _log_softmax(rows)
             terms = torch.where(p == -math.inf, 0.0, p.exp() * (p - q))
             values.append(terms.sum(1).numpy())
             same += int((p.argmax(1) == q.argmax(1)).sum())

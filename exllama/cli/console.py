@@ -7,14 +7,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from exllama.errors import ExllamaError, SourceError
+from exllama.loader.progress import Progress
 
 STDOUT = "-"
 FAILED, INTERRUPTED = 1, 130
@@ -26,12 +28,12 @@ def messages() -> Console:
 
 
 @contextlib.contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A loader.progress.Progress that draws one bar per job on stderr, and nothing where nobody can see it."""
+def progress_bars() -> Iterator[Progress]:
+    """A Progress that draws one bar per job on stderr, and nothing where nobody can see it."""
     percent = TextColumn("{task.percentage:>3.0f} %")
     columns = (TextColumn("{task.description}"), BarColumn(), percent, TimeRemainingColumn())
     console = messages()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:
@@ -42,15 +44,20 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def write_json(lines: list[dict[str, Any]], target: str) -> None:
-    """One JSON object a line into a file, or to stdout for "-". Raises SourceError when the file cannot be written."""
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    if target == STDOUT:
-        sys.stdout.write(text)
-        return
+def write_json(lines: Iterable[dict[str, Any]], target: str) -> None:
+    """One JSON object a line, each as soon as it is known, into a file or, for "-", to stdout.
+
+    Raises SourceError when the file cannot be written, before the first line is asked for.
+    """
     try:
-        Path(target).write_text(text, encoding="utf-8")
+        with contextlib.ExitStack() as stack:
+            out = sys.stdout if target == STDOUT else stack.enter_context(Path(target).open("w", encoding="utf-8"))
+            for line in lines:
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                out.flush()
     except OSError as error:
+        if target == STDOUT:
+            raise
         raise SourceError(f"cannot write {target}: {error.strerror}") from error
 
 

@@ -29,7 +29,8 @@ def requirement_names(requirements: list[str]) -> set[str]:
 
 def third_party(folders: tuple[str, ...]) -> set[str]:
     named = {module.split(".")[0] for source in sources(*folders) for module, _ in imports(source)}
-    return named - set(sys.stdlib_module_names) - {"exllama", "exllama_ext", "conversion", "tests", "benchmarks"}
+    ours = {"exllama", "exllama_ext", "conversion", "tests", "benchmarks", "docs"}
+    return named - set(sys.stdlib_module_names) - ours
 
 
 def test_every_package_is_listed() -> None:

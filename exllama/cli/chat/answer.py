@@ -11,7 +11,6 @@ from types import FrameType
 from exllama.cli.chat.conversation import Conversation
 from exllama.cli.chat.statistics import AnswerCounts
 from exllama.cli.chat.terminal import TerminalGuard
-from exllama.errors import ContextError
 from exllama.generator import Finished, Generator, Job, Text
 
 
@@ -20,38 +19,34 @@ def stream_answer(
 ) -> Iterator[str | AnswerCounts]:
     """Yields text as it comes and the counts at the end; the caller puts the answer into the conversation.
 
-    stopped: asked after every step; True cancels the answer. Raises ContextError when not even one token fits.
+    stopped: asked after every step; True cancels the answer. Raises ContextError when the conversation does not fit.
     """
     prompt = generator.tokenizer.encode_chat(conversation.messages)
-    room = generator.context_length - len(prompt)
-    if room < 1:
-        raise ContextError(len(prompt), generator.context_length)
-    limit = min(room, conversation.max_new_tokens)
-    job = generator.enqueue(Job(prompt=prompt, max_new_tokens=limit, sampling=conversation.sampling))
+    job = generator.enqueue(Job(prompt, conversation.max_new_tokens, conversation.sampling))
     guard = TerminalGuard()
     try:
-        while generator.active:
+        while job.finished is None:
             for event in generator.step():
-                if isinstance(event, Text):
+                if isinstance(event, Text) and event.job is job:
                     yield guard.feed(event.text)
-                elif isinstance(event, Finished):
-                    yield counts_of(event, full=limit < conversation.max_new_tokens)
             if stopped():
                 generator.cancel(job)
     finally:
         generator.cancel(job)
+    if job.finished.error is not None:
+        raise job.finished.error
+    yield counts_of(job.finished)
 
 
-def counts_of(event: Finished, full: bool) -> AnswerCounts:
-    """full: the context, not max_new_tokens, was the limit."""
-    reason = "context" if full and event.reason == "length" else event.reason
+def counts_of(event: Finished) -> AnswerCounts:
+    """What the statistics keep of a finished answer."""
     return AnswerCounts(
-        reason=reason,
+        reason=event.reason,
         prompt_tokens=event.prompt_tokens,
         cached_tokens=event.cached_tokens,
         new_tokens=event.new_tokens,
-        prefill_seconds=event.prefill_seconds,
-        decode_seconds=event.decode_seconds,
+        prefill_seconds=event.times.prefill,
+        decode_seconds=event.times.decode,
     )
 
 

@@ -97,15 +97,10 @@ class Conversation:
 
 
 def changed(sampling: Sampling, name: str, value: float | None) -> Sampling:
-    """A copy with one field changed; Sampling itself checks the range."""
+    """A copy with one field changed, None meaning its default; Sampling itself checks the range."""
     default = next(entry.default for entry in fields(sampling) if entry.name == name)
-    if isinstance(default, float) and isinstance(value, int):
-        value = float(value)
-    if isinstance(default, int) and not isinstance(value, int):
-        raise UsageError(f"{name} is {value!r}, expected a whole number")
-    if default is not None and value is None:
-        value = default
-    return replace(sampling, **{name: value})  # type: ignore[arg-type]
+    changes: dict[str, Any] = {name: default if value is None else value}
+    return replace(sampling, **changes)
 
 
 def read_json(path: Path) -> Any:

@@ -20,6 +20,11 @@ class AnswerCounts:
     def context_tokens(self) -> int:
         return self.prompt_tokens + self.new_tokens
 
+    @property
+    def decoded_tokens(self) -> int:
+        """Tokens that decoding made; the first one belongs to the prefill."""
+        return max(0, self.new_tokens - 1)
+
 
 @dataclass
 class Statistics:
@@ -32,6 +37,7 @@ class Statistics:
     new_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    decoded_tokens: int = 0
     context_tokens: int = 0
 
     def add(self, counts: AnswerCounts) -> None:
@@ -41,14 +47,15 @@ class Statistics:
         self.new_tokens += counts.new_tokens
         self.prefill_seconds += counts.prefill_seconds
         self.decode_seconds += counts.decode_seconds
+        self.decoded_tokens += counts.decoded_tokens
         self.context_tokens = counts.context_tokens
 
     def line(self, counts: AnswerCounts) -> str:
         """What stands below an answer."""
         share = 100 * counts.context_tokens / self.context_length
-        end = {"length": ", cut at max_new_tokens", "stopped": ", stopped", "context": ", the context is full"}
+        end = {"length": ", cut at max_new_tokens", "cancelled": ", stopped", "context": ", the context is full"}
         return (
-            f"{counts.new_tokens} tokens, {rate(counts.new_tokens, counts.decode_seconds)}, "
+            f"{counts.new_tokens} tokens, {rate(counts.decoded_tokens, counts.decode_seconds)}, "
             f"context {counts.context_tokens} of {self.context_length} ({share:.0f} %){end.get(counts.reason, '')}"
         )
 
@@ -60,7 +67,7 @@ class Statistics:
                 f"answers   {self.answers}",
                 f"prompt    {self.prompt_tokens} tokens, {self.cached_tokens} of them from the cache, "
                 f"{rate(computed, self.prefill_seconds)}",
-                f"answered  {self.new_tokens} tokens, {rate(self.new_tokens, self.decode_seconds)}",
+                f"answered  {self.new_tokens} tokens, {rate(self.decoded_tokens, self.decode_seconds)}",
                 f"context   {self.context_tokens} of {self.context_length} tokens",
             ]
         )
