@@ -7,17 +7,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exllama.formats.blocks import crumbs, cut_blocks, half, join_rows, nibbles, signed
 from exllama.formats.format import Format
 from exllama.formats.stored import Bytes, Floats
 
 
-def _grouped(codes: Bytes, scales: Floats) -> Floats:
-    """codes (blocks, 256) float, one scale for each of (blocks, groups): the products, grouped."""
-    return codes.reshape(*scales.shape, -1).astype(np.float32) * scales[:, :, None]
+def _grouped(codes: NDArray[np.integer[Any]], scales: Floats) -> Floats:
+    """codes (blocks, 256) and scales (blocks, groups): their products, (blocks, groups, elements)."""
+    products: Floats = codes.reshape(*scales.shape, -1).astype(np.float32) * scales[:, :, None]
+    return products
 
 
 def _two_bits(packed: Bytes) -> Bytes:
@@ -49,7 +52,7 @@ def _q3_k(blocks: Bytes) -> Floats:
     scales = half(blocks, 108) * ((nibbles(packed[:, :8]) | (high << 4)).astype(np.float32) - 32)
     third = np.concatenate([(blocks[:, :32] >> bit) & 1 for bit in range(8)], axis=1)
     codes = (_two_bits(blocks[:, 32:96]) | (third << 2)).view(np.int8) - np.int8(4)
-    return codes.reshape(-1, 16, 16).astype(np.float32) * scales[:, :, None]
+    return _grouped(codes, scales)
 
 
 def _q4_k(blocks: Bytes) -> Floats:
@@ -69,7 +72,7 @@ def _q6_k(blocks: Bytes) -> Floats:
     low = nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 256)
     codes = (low | (crumbs(blocks[:, 128:192].reshape(-1, 2, 32)).reshape(-1, 256) << 4)).view(np.int8) - np.int8(32)
     scales = half(blocks, 208) * signed(np.ascontiguousarray(blocks[:, 192:208]))
-    return codes.reshape(-1, 16, 16).astype(np.float32) * scales[:, :, None]
+    return _grouped(codes, scales)
 
 
 def _format(name: str, decode: Callable[[Bytes], Floats]) -> Format:

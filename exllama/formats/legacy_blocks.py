@@ -18,7 +18,8 @@ from exllama.formats.stored import Bytes, Floats
 
 def _fifth_bits(blocks: Bytes, offset: int) -> Bytes:
     """16 * bit j of the 32-bit field, (blocks, 32)."""
-    return np.unpackbits(blocks[:, offset : offset + 4], axis=1, bitorder="little") << 4
+    bits: Bytes = np.unpackbits(blocks[:, offset : offset + 4], axis=1, bitorder="little") * np.uint8(16)
+    return bits
 
 
 def _q4_0(blocks: Bytes) -> Floats:

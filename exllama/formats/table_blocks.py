@@ -27,12 +27,14 @@ def _iq4_xs(blocks: Bytes) -> Floats:
     upper = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> (2 * np.arange(8, dtype=np.uint16)) & 3
     lower = np.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], axis=-1).reshape(-1, 8)
     scales = half(blocks, 0) * ((lower | (upper << 4)).astype(np.float32) - 32)
-    return scales[:, :, None] * _IQ4[nibbles(blocks[:, 8:].reshape(-1, 8, 16))]
+    values: Floats = scales[:, :, None] * _IQ4[nibbles(blocks[:, 8:].reshape(-1, 8, 16))]
+    return values
 
 
 def _mxfp4(blocks: Bytes) -> Floats:
     """[ e ][ 16 bytes ]: 2^(e - 128) times the doubled table."""
-    return np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128) * _E2M1_DOUBLED[nibbles(blocks[:, 1:])]
+    scales: Floats = np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128)
+    return scales * _E2M1_DOUBLED[nibbles(blocks[:, 1:])]
 
 
 def _unsigned_e4m3(codes: Bytes) -> Floats:

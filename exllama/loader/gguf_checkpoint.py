@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exllama.errors import FormatError, UnsupportedModelError
 from exllama.formats.stored import Bytes, Floats, StoredTensor
@@ -57,10 +58,12 @@ class GgufTensor:
             return self._read(start, stop)
         if len(self.shape) == 1:
             values = self._read(0, 1).reshape(self.shape[0], -1)
-            return values[self._stored_order(0, self.shape[0])].reshape(1, -1)
+            reordered: Bytes = values[self._stored_order(0, self.shape[0])].reshape(1, -1)
+            return reordered
         head_rows = num_rows // self.heads
         first, last = start // head_rows * head_rows, -(-stop // head_rows) * head_rows
-        return self._read(first, last)[self._stored_order(start, stop) - first]
+        rows: Bytes = self._read(first, last)[self._stored_order(start, stop) - first]
+        return rows
 
     @property
     def _row_bytes(self) -> int:
@@ -71,13 +74,14 @@ class GgufTensor:
         self.source.read_into(self.info.offset + start * self._row_bytes, rows)
         return rows
 
-    def _stored_order(self, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _stored_order(self, start: int, stop: int) -> NDArray[np.int64]:
         """Where the Hugging Face rows start .. stop - 1 are stored: row s * D/2 + p of a head lies at 2p + s."""
         head_rows = self.shape[0] // self.heads
-        rows = np.arange(start, stop)
+        rows = np.arange(start, stop, dtype=np.int64)
         head, inside = np.divmod(rows, head_rows)
         half, pair = np.divmod(inside, head_rows // 2)
-        return head * head_rows + 2 * pair + half
+        order: NDArray[np.int64] = head * head_rows + 2 * pair + half
+        return order
 
 
 class GgufCheckpoint(Checkpoint):
@@ -113,7 +117,7 @@ class GgufCheckpoint(Checkpoint):
             raise FormatError(self.path, "shape of token_embd.weight", shape, "two dimensions")
         return shape[0]
 
-    def _factors(self, stored: dict[str, tuple[GgufFile, TensorInfo]]) -> Any:
+    def _factors(self, stored: dict[str, tuple[GgufFile, TensorInfo]]) -> Callable[[str], Floats]:
         def read(name: str) -> Floats:
             part, info = stored[name]
             if info.block.name != "F32" or len(info.shape) != 1 or info.shape[0] > _MAX_FACTORS:

@@ -160,7 +160,8 @@ class Metadata:
         entry = self._array(key, (STRING,), "an array of strings")
         if entry is None:
             return None
-        raw, texts, offset = self._raw(key, entry), [], 0
+        raw, offset = self._raw(key, entry), 0
+        texts: list[str] = []
         append = texts.append
         try:
             for _ in range(entry.count or 0):

@@ -23,7 +23,7 @@ else:
 
 @contextmanager
 def exclusive(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock of `path`, a file that is created and stays; calls `waiting` every tenth of a second until then."""
+    """Holds the lock of `path`, a file that is created and stays; calls `waiting` ten times a second until it does."""
     with open(path, "ab") as file:
         while True:
             try:

@@ -87,9 +87,9 @@ def _shards(folder: Path) -> list[Path]:
         return found
     if not found:
         refuse_pickles(list(folder.iterdir()))
-    names = ", ".join(path.name for path in found[:8]) or "none"
+    listed = ", ".join(path.name for path in found[:8]) or "none"
     expected = f"model.safetensors, or shards with {INDEX}"
-    raise SourceError(f"{folder}: found these safetensors files: {names}; expected {expected}")
+    raise SourceError(f"{folder}: found these safetensors files: {listed}; expected {expected}")
 
 
 def _weight_map(folder: Path) -> dict[str, str]:

@@ -35,7 +35,7 @@ def resolve(source: str | Path, progress: Progress | None = None) -> Path:
 
 
 def open_checkpoint(source: str | Path, progress: Progress | None = None) -> Checkpoint:
-    """The model that a source means, open; close it when done. Raises as `resolve`, and FormatError for broken files."""
+    """The model that a source means, open; close it when done. Raises what `resolve` does, and FormatError."""
     path = resolve(source, progress)
     return SafetensorsCheckpoint(path) if path.is_dir() else GgufCheckpoint(path)
 

@@ -55,12 +55,11 @@ class ChatTemplate:
         _check_messages(messages)
         plain = _plain({"messages": list(messages), **allowed})
         texts = list(_texts(plain))
-        mark = next((mark for mark in _BREAKS if not any(mark in text for text in texts) and mark not in self.source), None)
+        mark = next((mark for mark in _BREAKS if not any(mark in text for text in (*texts, self.source))), None)
         if mark is None:
             raise UsageError("the messages hold all of Unicode's noncharacters; remove some")
-        variables = self._names | _break_control(plain, control, mark) | {"add_generation_prompt": bool(add_generation_prompt)}
-        variables.setdefault("tools", None)
-        variables.setdefault("documents", None)
+        defaults = {"tools": None, "documents": None, "add_generation_prompt": bool(add_generation_prompt)}
+        variables = defaults | self._names | _break_control(plain, control, mark)
         return self._run(variables, sum(map(len, texts))).split(mark)
 
     def _run(self, variables: dict[str, Any], inputs: int) -> str:
@@ -77,7 +76,8 @@ def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
             raise UsageError(f"message {index} is {type(message).__name__}, expected {{'role': ..., 'content': ...}}")
         role = message.get("role")
         if not isinstance(role, str) or _ROLE.fullmatch(role) is None:
-            raise UsageError(f"the role of message {index} is {str(role)[:80]!r}, expected a name such as user or assistant")
+            found = str(role)[:80]
+            raise UsageError(f"the role of message {index} is {found!r}, expected a name such as user or assistant")
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

@@ -10,7 +10,8 @@ from exllama.tokenizer.tokenizer import Tokenizer
 class IncrementalDetokenizer:
     """Turns the tokens of one answer into text without ever cutting a character.
 
-    Bytes of an unfinished UTF-8 sequence wait for the next token. The text continues a prompt, so a leading blank is kept.
+    Bytes of an unfinished UTF-8 sequence wait for the next token. The text continues a prompt, so a leading blank
+    is kept.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:

@@ -76,7 +76,8 @@ def _read_vocabulary(metadata: GgufMetadata, vocab_rows: int) -> _Vocabulary:
     tokens = metadata.strings("tokenizer.ggml.tokens")
     if not tokens or len(tokens) > min(vocab_rows, MAX_TOKENS):
         found = "nothing" if tokens is None else f"{len(tokens)} tokens"
-        raise metadata.error("tokenizer.ggml.tokens", found, f"1 to {min(vocab_rows, MAX_TOKENS)}, the rows of token_embd")
+        expected = f"1 to {min(vocab_rows, MAX_TOKENS)}, the rows of token_embd"
+        raise metadata.error("tokenizer.ggml.tokens", found, expected)
     longest = max(map(len, tokens))
     if longest > MAX_TOKEN_LENGTH:
         raise metadata.error("tokenizer.ggml.tokens", f"a token of {longest} characters", f"at most {MAX_TOKEN_LENGTH}")
@@ -84,9 +85,11 @@ def _read_vocabulary(metadata: GgufMetadata, vocab_rows: int) -> _Vocabulary:
     if types is None:
         types = np.full(len(tokens), NORMAL, np.int32)
     if len(types) != len(tokens):
-        raise metadata.error("tokenizer.ggml.token_type", f"{len(types)} entries", f"one for each of {len(tokens)} tokens")
+        expected = f"one for each of {len(tokens)} tokens"
+        raise metadata.error("tokenizer.ggml.token_type", f"{len(types)} entries", expected)
     if types.min() < 0 or types.max() > BYTE:
-        raise metadata.error("tokenizer.ggml.token_type", [int(types.min()), int(types.max())], f"kinds {NORMAL} to {BYTE}")
+        kinds = [int(types.min()), int(types.max())]
+        raise metadata.error("tokenizer.ggml.token_type", kinds, f"kinds {NORMAL} to {BYTE}")
     ids = dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))  # the first of equal texts wins
     return _Vocabulary(tokens, types, ids)
 
@@ -115,23 +118,23 @@ def _byte_level(metadata: GgufMetadata, vocabulary: _Vocabulary, pre: PreTokeniz
 
 
 def _read_merges(metadata: GgufMetadata, ids: dict[str, int]) -> list[tuple[str, str]]:
-    """`"a b"` -> ("a", "b"). A first part may begin with a blank in files that store raw text, so the cut comes later."""
+    """`"a b"` -> ("a", "b"). The first part may itself begin with a blank, in files that store raw text."""
     key = "tokenizer.ggml.merges"
     lines = metadata.strings(key)
     if lines is None:
         raise metadata.error(key, "nothing", "the merges of a byte-level BPE")
-    merges = []
-    for line in lines:
+    merges: list[tuple[str, str]] = []
+    for index, line in enumerate(lines):
         cut = line.find(" ", 1)
         left, right = line[:cut], line[cut + 1 :]
         if cut < 0 or left not in ids or right not in ids or left + right not in ids:
-            raise metadata.error(f"{key}[{len(merges)}]", line, "two tokens of the vocabulary that join to a third")
+            raise metadata.error(f"{key}[{index}]", line, "two tokens of the vocabulary that join to a third")
         merges.append((left, right))
     return merges
 
 
 def _sentencepiece(metadata: GgufMetadata, vocabulary: _Vocabulary, prefix: bool) -> tokenizers.Tokenizer:
-    """SentencePiece joins the neighbours whose union scores highest; as BPE that is a merge for every cut of every token.
+    """SentencePiece joins the neighbours whose union scores highest: as BPE, a merge for every cut of every token.
 
     The union's score ranks the merge. Characters outside the vocabulary fall back to byte tokens.
     """

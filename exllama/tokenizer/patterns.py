@@ -1,8 +1,8 @@
 """Which regular expressions of a tokenizer.json are run at all.
 
-The engine behind `tokenizers` (Oniguruma) backtracks, so a pattern such as `(a+)+b` takes exponential time, and one such
-as `((a{999}){999}){999}` fills memory when it is compiled. What tokenizers need is far simpler: the patterns of all known
-models pass the rules below.
+The engine behind `tokenizers` (Oniguruma) backtracks, so a pattern such as `(a+)+b` takes exponential time, and one
+such as `((a{999}){999}){999}` fills memory when it is compiled. What tokenizers need is far simpler: the patterns of
+all known models pass the rules below.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _FEW = 8
 
 _GROUP = re.compile(r"\((\?(:|=|!|<=|<!|>|[imx-]+:))?(?![?*])")
 _FLAGS = re.compile(r"\(\?[imx-]+\)")
-_ESCAPE = re.compile(r"\\([pP]\{\^?[A-Za-z0-9_ -]+\}|x\{[0-9A-Fa-f]+\}|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|[^1-9kgpPxu])", re.DOTALL)
+_CODE = r"x\{[0-9A-Fa-f]+\}|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}"
+_ESCAPE = re.compile(rf"\\([pP]\{{\^?[A-Za-z0-9_ -]+\}}|{_CODE}|[^1-9kgpPxu])", re.DOTALL)
 _QUANTIFIER = re.compile(r"([*+?]|\{(\d{0,9})(,?)(\d{0,9})\})[?+]?")
 _CLASS_NAME = re.compile(r"\[:\^?[a-z]+:\]")
 
@@ -29,7 +30,10 @@ class PatternError(ValueError):
 
 @dataclass(frozen=True)
 class _Shape:
-    """repeat: how often its smallest part may be copied. variable: matches texts of several lengths or in several ways."""
+    """repeat: how often its smallest part is copied at most. variable: matches in several ways.
+
+    unbounded: repetitions without an end, one after the other.
+    """
 
     repeat: int = 1
     variable: bool = False

@@ -1,8 +1,8 @@
 """What a chat template may spend: processor time, characters that it makes, and the size of any one value.
 
 A render runs on its caller's thread. Nothing can interrupt a C function, so every operation that could make something
-large is measured before it runs, and every loop pass and call looks at the clock. That needs no signal (which only a main
-thread gets), no second thread (which can not be killed) and no second process (which costs a tenth of a second).
+large is measured before it runs, and every loop pass and call looks at the clock. That needs no signal (which only a
+main thread gets), no second thread (which can not be killed) and no second process (which costs a tenth of a second).
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Budget:
     def allow(self, characters: int) -> None:
         """Refuses one value that would be too long, before it is made, and pays for it."""
         if characters > self.longest:
-            raise TemplateError(f"the chat template makes {characters} characters at once, at most {self.longest} are allowed")
+            limit = f"at most {self.longest} are allowed"
+            raise TemplateError(f"the chat template makes {characters} characters at once, {limit}")
         self.pay(characters)
 
     def pay(self, characters: int) -> None:

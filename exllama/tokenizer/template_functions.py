@@ -28,22 +28,27 @@ _PLAIN = (
     "truncate", "unique", "upper",
 )  # fmt: skip
 
-_METHODS: dict[type, frozenset[str]] = {
-    str: frozenset(
-        ["strip", "lstrip", "rstrip", "split", "rsplit", "splitlines", "startswith", "endswith", "upper", "lower", "title", "capitalize", "casefold", "swapcase", "replace", "find", "rfind", "index", "rindex", "count", "join", "format", "isdigit", "isdecimal", "isnumeric", "isalpha", "isalnum", "isspace", "isupper", "islower", "removeprefix", "removesuffix", "partition", "rpartition"]
-    ),
-    list: frozenset(("index", "count", "copy")),
-    tuple: frozenset(("index", "count")),
-    dict: frozenset(("items", "keys", "values", "get", "copy")),
-    float: frozenset(("is_integer",)),
+# What templates do with values. Everything else that a built-in type offers (int.to_bytes, str.zfill, ...) is refused.
+_TEXT_METHODS = (
+    "strip", "lstrip", "rstrip", "split", "rsplit", "splitlines", "startswith", "endswith", "upper", "lower", "title",
+    "capitalize", "casefold", "swapcase", "replace", "find", "rfind", "index", "rindex", "count", "join", "format",
+    "isdigit", "isdecimal", "isnumeric", "isalpha", "isalnum", "isspace", "isupper", "islower", "removeprefix",
+    "removesuffix", "partition", "rpartition",
+)  # fmt: skip
+_METHODS: dict[type, tuple[str, ...]] = {
+    str: _TEXT_METHODS,
+    list: ("index", "count", "copy"),
+    tuple: ("index", "count"),
+    dict: ("items", "keys", "values", "get", "copy"),
+    float: ("is_integer",),
 }
+BUILT_IN = (str, bytes, bytearray, int, float, complex, list, tuple, dict, set, frozenset, range)
 
 
 def bounded_range(*arguments: int) -> range:
     """range() of at most MAX_RANGE numbers."""
     numbers = range(*arguments)
-    if len(range(0, min(max(numbers.start, numbers.stop) - min(numbers.start, numbers.stop), MAX_RANGE + 1),
-                 max(1, abs(numbers.step)))) > MAX_RANGE:  # fmt: skip
+    if numbers[:MAX_RANGE] != numbers:
         raise TemplateError(f"the chat template counts beyond {MAX_RANGE}")
     return numbers
 
@@ -63,8 +68,8 @@ def strftime_now(pattern: str) -> str:
 def check_method(method: Any) -> None:
     """Refuses a method of a built-in type that templates have no use for."""
     owner = getattr(method, "__self__", None)
-    for kind in (str, bytes, bytearray, int, float, list, tuple, dict, set, frozenset, range):
-        if isinstance(owner, kind) and method.__name__ not in _METHODS.get(kind, frozenset()):
+    for kind in BUILT_IN:
+        if isinstance(owner, kind) and method.__name__ not in _METHODS.get(kind, ()):
             raise TemplateError(f"the chat template calls {kind.__name__}.{method.__name__}, which is not allowed")
 
 
@@ -133,7 +138,8 @@ def _indent(value: Any, width: int | str = 4, first: bool = False, blank: bool =
     text, fill = _text(value), width if isinstance(width, str) else " " * min(max(width, 0), 1000)
     budget().allow(len(text) + (text.count("\n") + 1) * len(fill))
     lines = text.splitlines(keepends=True)
-    return "".join(fill + line if (first or index) and (blank or line.strip()) else line for index, line in enumerate(lines))
+    wanted = [(first or index > 0) and (blank or bool(line.strip())) for index, line in enumerate(lines)]
+    return "".join(fill + line if indented else line for line, indented in zip(lines, wanted, strict=True))
 
 
 def _tojson(
@@ -155,14 +161,18 @@ def _int(value: Any, default: int = 0, base: int = 10) -> int:
 def _round(value: float, precision: int = 0, method: Any = "common") -> float:
     if not 0 <= precision <= 32:
         raise TemplateError(f"the chat template rounds to {precision} digits")
-    return filters.do_round(value, precision, method)
+    return float(filters.do_round(value, precision, method))
 
 
 def _sum(values: Iterable[Any], attribute: None = None, start: float = 0) -> float:
     numbers = [start, *values]
     if attribute is not None or not all(isinstance(number, (int, float)) for number in numbers):
         raise TemplateError("the chat template sums something other than numbers")
-    return sum(numbers)
+    return float(sum(numbers)) if any(isinstance(number, float) for number in numbers) else int(sum(numbers))
+
+
+def _format(text: str, *values: Any, **named: Any) -> Any:
+    return percent(str(text), named or values)
 
 
 def _trim(value: Any, characters: str | None = None) -> str:
@@ -192,14 +202,12 @@ def _measured(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-FILTERS: dict[str, Callable[..., Any]] = {name: _measured(filters.FILTERS[name]) for name in _PLAIN} | {
-    name: _measured(function)
-    for name, function in {
-        "join": join, "replace": _replace, "indent": _indent, "tojson": _tojson, "int": _int, "round": _round,
-        "sum": _sum, "trim": _trim, "string": _text, "safe": _text, "escape": _escape, "e": _escape,
-        "format": lambda text, *values, **named: percent(str(text), named or values),
-    }.items()
+_OWN: dict[str, Callable[..., Any]] = {
+    "join": join, "replace": _replace, "indent": _indent, "tojson": _tojson, "int": _int, "round": _round, "sum": _sum,
+    "trim": _trim, "string": _text, "safe": _text, "escape": _escape, "e": _escape, "format": _format,
 }  # fmt: skip
+
+FILTERS = {name: _measured(function) for name, function in {**{n: filters.FILTERS[n] for n in _PLAIN}, **_OWN}.items()}
 
 GLOBALS: dict[str, Any] = {
     "range": bounded_range,

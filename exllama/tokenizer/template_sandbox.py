@@ -14,7 +14,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from exllama.errors import TemplateError
 from exllama.tokenizer.template_budget import Budget, add, budget, multiply, power, start, stop
-from exllama.tokenizer.template_functions import FILTERS, GLOBALS, call_method, check_method, concat, percent, slice_of
+from exllama.tokenizer.template_functions import (
+    BUILT_IN,
+    FILTERS,
+    GLOBALS,
+    call_method,
+    check_method,
+    concat,
+    percent,
+    slice_of,
+)
 
 MAX_LEXEMES = 20_000  # the longest templates in use have about 5,000; 20,000 compile in half a second
 _REFUSED = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends, nodes.Block)
@@ -41,7 +50,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                          finalize=_finalize, cache_size=0)  # fmt: skip
         self.filters = dict(FILTERS)
         self.globals = dict(GLOBALS)
-        self.loop_tick, self.concat, self.slice_of = _loop_tick, concat, slice_of
+        self.loop_tick, self.join_texts, self.slice_of = _loop_tick, concat, slice_of
 
     def compile_limited(self, source: str) -> jinja2.Template:
         """The template of a source text, with its loops, macros and concatenations put under the budget."""
@@ -60,7 +69,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Every call of a template."""
         budget().tick()
-        if isinstance(getattr(__obj, "__self__", None), (str, bytes, bytearray, int, float, list, tuple, dict, set, range)):
+        if isinstance(getattr(__obj, "__self__", None), BUILT_IN):
             check_method(__obj)
             if not __self.is_safe_callable(__obj):
                 raise TemplateError(f"the chat template calls {__obj!r}, which is not safe")
@@ -77,7 +86,8 @@ def render(source: str, compiled: dict[str, jinja2.Template], variables: dict[st
         if source not in compiled:
             compiled[source] = _limited(Budget(), lambda: Sandbox().compile_limited(source))
         template = compiled[source]
-        return _limited(Budget(inputs), lambda: "".join(template.root_render_func(template.new_context(variables))))
+        context = template.new_context(variables)
+        return str(_limited(Budget(inputs), lambda: "".join(template.root_render_func(context))))
     except TemplateError:
         raise
     except RecursionError as error:
@@ -111,7 +121,8 @@ def _loop_tick(literal: int) -> None:
 def _transform(tree: nodes.Template, environment: Environment) -> None:
     for node in _all_nodes(tree):
         if isinstance(node, _REFUSED):
-            raise TemplateError(f"the chat template uses {type(node).__name__.lower()}, and there are no other templates")
+            kind = type(node).__name__.lower()
+            raise TemplateError(f"the chat template uses {kind}, and there are no other templates")
         if isinstance(node, (nodes.For, nodes.Macro, nodes.CallBlock)):
             literal = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
             node.body.insert(0, nodes.ExprStmt(_call("loop_tick", [nodes.Const(literal)])))
@@ -134,7 +145,7 @@ def _all_nodes(tree: nodes.Node) -> Iterator[nodes.Node]:
 
 def _replacement(value: Any) -> Any:
     if isinstance(value, nodes.Concat):
-        return _call("concat", value.nodes)
+        return _call("join_texts", value.nodes)
     if isinstance(value, nodes.Getitem) and isinstance(value.arg, nodes.Slice):
         bounds = [bound or nodes.Const(None) for bound in (value.arg.start, value.arg.stop, value.arg.step)]
         return _call("slice_of", [value.node, *bounds])
