@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -16,7 +17,7 @@ from exllama.architectures.common.decoder import DecoderConfig
 from exllama.cache.storage import CacheLayer, KVCache
 from exllama.engine.batch import Batch
 from exllama.engine.runner import Runner
-from exllama.engine.weights import CheckpointWeights
+from exllama.engine.weights import CheckpointWeights, has_own_head
 from exllama.errors import ContextError, UsageError
 from exllama.layers.attention import Attention
 from exllama.layers.module import Module
@@ -53,15 +54,18 @@ class Model:
         source: a folder, a .gguf file, `hf:org/name[@revision]` or `default`. expand: "float32" replaces every weight
         by its exact dequantized values, for evaluation. threads: None for the physical cores. context: the longest
         sequence that will be run; None for what the configuration says. Two kinds of rotary embedding depend on it
-        (layers/rope.py). progress: called with "load", bytes done, bytes in all.
+        (layers/rope.py). progress: told of bytes fetched and loaded.
 
         Raises SourceError, FormatError, UnsupportedModelError or UsageError.
         """
-        checkpoint = open_checkpoint(source)
+        checkpoint = open_checkpoint(source, progress)
         try:
             reader = ConfigReader(checkpoint.path, checkpoint.config)
             architecture = architectures.find_architecture(reader)
             config = architecture.read_config(reader)
+            if config.tied_head and has_own_head(checkpoint):
+                _log.warning("%s: tie_word_embeddings is set, but lm_head differs: using lm_head", checkpoint.path)
+                config = replace(config, tied_head=False)
             context_length = _context_length(config, context)
             modules = architecture.build(config, context_length)
             weights = CheckpointWeights(checkpoint, device, expand, progress)

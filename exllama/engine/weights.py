@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+import numpy as np
 import torch
 
 from exllama import formats
@@ -16,6 +17,27 @@ from exllama.ops import Weight
 
 # Left by old exporters, or read together with the tensor that they belong to.
 _COMPANIONS = (".rotary_emb.inv_freq", ".weight_scale_inv", ".weight_scale", ".input_scale")
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_COMPARED_BYTES = 1 << 20  # at a time
+
+
+def has_own_head(checkpoint: Checkpoint) -> bool:
+    """Whether the file has an output head that differs from its embedding, whatever its configuration says of tying.
+
+    Fine-tuned models exist whose head was trained apart while the configuration still calls it tied. Compares raw rows,
+    and stops at the first difference.
+    """
+    head, embedding = checkpoint.tensors.get(_HEAD), checkpoint.tensors.get(_EMBEDDING)
+    if head is None or embedding is None:
+        return False
+    if (head.shape, head.type) != (embedding.shape, embedding.type) or len(head.shape) != 2:
+        return True
+    step = max(1, _COMPARED_BYTES * head.shape[0] // max(head.nbytes, 1))
+    for begin in range(0, head.shape[0], step):
+        end = min(begin + step, head.shape[0])
+        if not np.array_equal(head.read_rows(begin, end), embedding.read_rows(begin, end)):
+            return True
+    return False
 
 
 class CheckpointWeights:
@@ -37,9 +59,9 @@ class CheckpointWeights:
         for name in wanted:
             if name not in tensors:
                 raise FormatError(self._checkpoint.path, name, "no such tensor", "one, as the configuration describes")
-        unused = {name for name in tensors if name.startswith("model.")} - set(wanted)
+        unused = {name for name in tensors if name.startswith(("model.", "lm_head."))} - set(wanted)
         for name in sorted(unused):
-            if not name.endswith(_COMPANIONS):
+            if name != _HEAD and not name.endswith(_COMPANIONS):  # a tied head may be there twice, see has_own_head
                 hint = "The file holds another model than its configuration describes"
                 raise FormatError(self._checkpoint.path, name, "a tensor", "none of that name", hint)
         self._total = sum(tensors[name].nbytes for name in wanted)
