@@ -40,7 +40,7 @@ fmt: environment-dev
 	@.venv/bin/clang-format -i $(NATIVE)
 
 docs: environment-dev
-	@$(RUN) docs/generate.py
+	@$(RUN) -m docs.generate
 
 clean:
 	@rm -rf .venv build dist *.egg-info exllama_ext/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
