@@ -107,8 +107,13 @@ class Plan(Protocol):
         """out[r] = table[token_ids[r]] * multiplier."""
         ...
 
-    def linear(self, x: Buffer, projections: Sequence[Projection], norm: Norm | None = None) -> None:
-        """Projections that share one input, optionally normalised first."""
+    def linear(
+        self, x: Buffer, projections: Sequence[Projection], norm: Norm | None = None, precise: bool = False
+    ) -> None:
+        """Projections that share one input, optionally normalised first.
+
+        precise: where a kernel rounds activations to 8 bits, it keeps 15; doubles the integer work of many rows.
+        """
         ...
 
     def gated_linear(
@@ -318,17 +323,21 @@ class CpuPlan:
     def embed(self, table: Weight, out: Buffer, multiplier: float = 1.0) -> None:
         self._plan.embed(_packed(table), out.index, multiplier)
 
-    def linear(self, x: Buffer, projections: Sequence[Projection], norm: Norm | None = None) -> None:
-        self._linear(x, projections, norm, 0)
+    def linear(
+        self, x: Buffer, projections: Sequence[Projection], norm: Norm | None = None, precise: bool = False
+    ) -> None:
+        self._linear(x, projections, norm, 0, precise)
 
     def gated_linear(
         self, x: Buffer, gate: Projection, up: Projection, activation: Activation, norm: Norm | None = None
     ) -> None:
-        self._linear(x, [gate, up], norm, _ACTIVATIONS[activation])
+        self._linear(x, [gate, up], norm, _ACTIVATIONS[activation], False)
 
-    def _linear(self, x: Buffer, projections: Sequence[Projection], norm: Norm | None, activation: int) -> None:
+    def _linear(
+        self, x: Buffer, projections: Sequence[Projection], norm: Norm | None, activation: int, precise: bool
+    ) -> None:
         rows = [(_packed(p.weight), p.out.index, _array(p.bias), p.add) for p in projections]
-        self._plan.linear(x.index, rows, *_norm(norm), activation, True)
+        self._plan.linear(x.index, rows, *_norm(norm), activation, precise)
 
     def rope_and_store(
         self, q: Buffer, k: Buffer, v: Buffer, cache: LayerCache, rope: Rope | None,

@@ -318,7 +318,9 @@ class ReferencePlan(Generic[B]):
         matrix = self._matrix(table)
         self._steps.append(lambda rows: self._write(out, embedding(matrix, rows.token_ids, multiplier)))
 
-    def linear(self, x: BufferLike, projections: Sequence[ProjectionLike], norm: NormLike | None = None) -> None:
+    def linear(
+        self, x: BufferLike, projections: Sequence[ProjectionLike], norm: NormLike | None = None, precise: bool = False
+    ) -> None:
         matrices = [self._matrix(p.weight) for p in projections]
 
         def step(rows: _Rows) -> None:

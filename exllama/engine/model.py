@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from exllama import architectures
 from exllama.architectures.common.config import ConfigReader
 from exllama.architectures.common.decoder import DecoderConfig
 from exllama.cache.storage import CacheLayer, KVCache
-from exllama.engine.batch import Batch
+from exllama.engine.batch import Batch, Ints
 from exllama.engine.runner import Runner
 from exllama.engine.weights import CheckpointWeights, has_own_head
 from exllama.errors import ContextError, UsageError
@@ -119,7 +120,11 @@ class Model:
         if ids.min() < 0 or ids.max() >= self.vocab_size:
             raise UsageError(f"a token id is {ids.min()} or {ids.max()}, expected 0 to {self.vocab_size - 1}")
         runner = self._runner_for(len(ids), cache)
-        return torch.cat([runner.forward(batch).clone() for batch in _chunks(ids.astype(np.int32))])
+        logits = torch.empty(len(ids), self.vocab_size)
+        for batch in _chunks(ids.astype(np.int32)):
+            begin = int(batch.positions[0])
+            logits[begin : begin + len(batch.positions)] = runner.forward(batch)
+        return logits
 
     def close(self) -> None:
         """Gives memory and files back; the model is of no use afterwards. Harmless when called twice."""
@@ -153,12 +158,10 @@ def _context_length(config: DecoderConfig, context: int | None) -> int:
     return context
 
 
-def _chunks(token_ids: np.ndarray) -> list[Batch]:
+def _chunks(token_ids: Ints) -> Iterator[Batch]:
     """One sequence in pages 0, 1, 2, ..., as batches that want all logits."""
     pages = np.arange(-(-len(token_ids) // PAGE_SIZE), dtype=np.int32)[None, :]
-    batches = []
     for begin in range(0, len(token_ids), _LOGITS_ROWS):
         ids = token_ids[begin : begin + _LOGITS_ROWS]
         rows = np.arange(len(ids), dtype=np.int32)
-        batches.append(Batch(ids, rows + np.int32(begin), np.zeros_like(rows), pages, rows))
-    return batches
+        yield Batch(ids, rows + np.int32(begin), np.zeros_like(rows), pages, rows)

@@ -14,7 +14,7 @@
 
 namespace EXL_ISA {
 
-template <int width, int shift_to> inline i32v plane_field(const uint8_t* plane, int column4) {
+template <int width, int shift_to> __attribute__((always_inline)) inline i32v plane_field(const uint8_t* plane, int column4) {
     constexpr int per_unit = 8 / width;
     const i32v unit = i_load(plane + 64 * (column4 / per_unit));
     const int down = width * (column4 % per_unit);
@@ -42,7 +42,7 @@ template <int width, int shift_to> inline i32v plane_field(const uint8_t* plane,
 }
 
 // Columns 4 c .. 4 c + 3 of 16 rows as unsigned bytes; c must be a constant after unrolling.
-template <int bits> inline i32v unpack(const uint8_t* p, int c) {
+template <int bits> __attribute__((always_inline)) inline i32v unpack(const uint8_t* p, int c) {
     if constexpr (bits == 2 || bits == 4 || bits == 8) return plane_field<bits, 0>(p, c);
     if constexpr (bits == 3) return i_or(plane_field<2, 0>(p, c), plane_field<1, 2>(p + 128, c));
     if constexpr (bits == 5) return i_or(plane_field<4, 0>(p, c), plane_field<1, 4>(p + 256, c));
