@@ -187,10 +187,10 @@ def test_rope_scaling_keys(scaling: dict[str, Any], metadata: dict[str, Any], de
     check(write(model, tmp_path / "toy.gguf", metadata=metadata), model, device)
 
 
-# The oracle has the decoded weights. Codes are multiplied with activations of 15 bits, less than the rounding of the
-# fp16 cache; 16-bit weights with activations rounded to bf16, where the processor has instructions for that.
+# The oracle has the decoded weights. Codes are multiplied with activations of 8 bits per 32 columns (15 for q, k, v and the
+# head), relative error about 0.5 % a matrix; 16-bit weights with bf16 activations where the processor multiplies bf16.
 QUANTIZED = [Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, *_K_SCALES, Q.F16, Q.BF16]
-BF16_ACTIVATIONS = 2e-2
+ROUNDED_ACTIVATIONS = 3e-2
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -199,7 +199,7 @@ def test_quantized_files(kind: Q, device: str, tmp_path: Path) -> None:
     """All matrices, embedding and head among them, and permuted q and k."""
     changes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "tie_word_embeddings": True}
     model = toy_model(toy_config("llama", **changes))
-    bound = BF16_ACTIVATIONS if device == "cpu" and kind in (Q.F16, Q.BF16) else FP16_CACHE
+    bound = ROUNDED_ACTIVATIONS if device == "cpu" else FP16_CACHE
     check(write(model, tmp_path / "toy.gguf", {"": kind}), model, device, bound)
 
 
@@ -208,7 +208,7 @@ def test_a_mix_of_types(device: str, tmp_path: Path) -> None:
     types = {"token_embd.weight": Q.Q8_0, "ffn_down.weight": Q.F16, "attn_v.weight": Q.Q5_1, "output.weight": Q.F32}
     types[""] = Q.Q4_0
     model = toy_model(toy_config("qwen3", hidden_size=128))
-    bound = BF16_ACTIVATIONS if device == "cpu" else FP16_CACHE
+    bound = ROUNDED_ACTIVATIONS if device == "cpu" else FP16_CACHE
     check(write(model, tmp_path / "toy.gguf", types), model, device, bound)
 
 
