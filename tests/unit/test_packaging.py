@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,22 @@ def test_make_targets_are_short() -> None:
         assert recipe <= 3, line
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert [line for line in ci if line.startswith("make")] == ["make test </dev/null"]
+
+
+def test_a_source_distribution_has_all_that_a_build_needs(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    skip = shutil.ignore_patterns("__pycache__", "*.so")
+    for name in ("exllama", "exllama_ext", "conversion", "kernels"):
+        shutil.copytree(ROOT / name, tree / name, ignore=skip)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "Makefile"):
+        shutil.copy(ROOT / name, tree / name)
+    shutil.copy(ROOT / "bootstrap.py", tree)
+    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    wanted = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
+    made = {name for name in wanted if name.startswith("exllama.egg-info")}
+    assert wanted - made - held == set()
