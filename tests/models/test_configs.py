@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from exllama import architectures
 from exllama.architectures.common.config import ConfigReader
 from exllama.architectures.common.decoder import DecoderConfig
-from exllama.errors import FormatError, UnsupportedModelError
+from exllama.architectures.common.rope import read_rope
+from exllama.errors import ExllamaError, FormatError, UnsupportedModelError
 from exllama.layers.attention import Attention
 from exllama.layers.head import Head
+from exllama.layers.rope import KINDS, make_rope
+from exllama.ops import Rope
 from tests.models.toys import toy_config
 
 MODEL_TYPES = ["llama", "mistral", "qwen2", "qwen3"]
+ROPE_KEYS = [
+    "rope_type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
+    "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "low_freq_factor",
+    "high_freq_factor", "short_factor", "long_factor", "factors",
+]  # fmt: skip
 
 
 def config_of(model_type: str, **changes: Any) -> dict[str, Any]:
@@ -163,3 +176,55 @@ def test_the_flat_list_names_every_tensor_of_the_checkpoint() -> None:
     assert isinstance(modules[-1], Head)
     assert modules[-1].tensor_names() == ["model.norm.weight"]
     assert all(module.nbytes == 0 for module in modules)
+
+
+keys = st.sampled_from(ROPE_KEYS)
+numbers = st.integers() | st.floats() | st.sampled_from([0, 1, 2, 4, 8, 64, 1e-30, 0.5, 1.0, 4.0, 1e12])
+words = st.sampled_from([*KINDS, "full_attention", "sliding_attention"]) | st.text(max_size=8)
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | words,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=6),
+    max_leaves=12,
+)
+rope_sections = st.fixed_dictionaries(
+    {"rope_type": st.sampled_from(KINDS)},
+    optional={key: numbers | st.lists(numbers, min_size=8, max_size=8) for key in ROPE_KEYS[1:]},
+)
+
+
+def check_finite(rope: Rope | None) -> None:
+    assert rope is not None
+    assert torch.isfinite(rope.inv_freq).all()
+    assert math.isfinite(rope.scale)
+
+
+@settings(max_examples=400, deadline=1000)
+@given(data=st.data(), model_type=st.sampled_from(MODEL_TYPES))
+def test_any_json_is_read_or_refused(data: st.DataObject, model_type: str) -> None:
+    """And what is read can be built: no value gets as far as an overflow, a division by zero or an endless list."""
+    values = config_of(model_type)
+    for key in data.draw(st.lists(st.sampled_from([*values, "rope_scaling"]), max_size=3)):
+        values[key] = data.draw(json_values)
+    try:
+        architecture = architectures.find_architecture(ConfigReader("config.json", values))
+        config = architecture.read_config(ConfigReader("config.json", values))
+    except ExllamaError:
+        return
+    modules = architecture.build(dataclasses.replace(config, num_layers=1), 100)
+    check_finite(next(module.rope for module in modules if isinstance(module, Attention)))
+
+
+@settings(max_examples=400, deadline=1000)
+@given(scaling=rope_sections, length=st.integers(1, 1 << 31))
+def test_any_rope_section_is_read_or_refused(scaling: dict[str, Any], length: int) -> None:
+    try:
+        parameters = read_rope(ConfigReader("", {"rope_scaling": scaling, "max_position_embeddings": length}), 16)
+    except ExllamaError:
+        return
+    check_finite(make_rope(parameters, 1 << 31))
+
+
+def test_errors_stay_short() -> None:
+    with pytest.raises(FormatError) as caught:
+        read(config_of("llama") | {"hidden_size": "x" * 10**6})
+    assert len(str(caught.value)) < 500

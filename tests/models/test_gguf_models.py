@@ -187,8 +187,9 @@ def test_rope_scaling_keys(scaling: dict[str, Any], metadata: dict[str, Any], de
     check(write(model, tmp_path / "toy.gguf", metadata=metadata), model, device)
 
 
-# The oracle has the decoded weights. Codes are multiplied with activations of 8 bits per 32 columns (15 for q, k, v and the
-# head), relative error about 0.5 % a matrix; 16-bit weights with bf16 activations where the processor multiplies bf16.
+# The oracle has the decoded weights. Codes are multiplied with activations of 8 bits per 32 columns (15 for q, k, v and
+# the head), relative error about 0.5 % a matrix; 16-bit weights with bf16 activations where the processor has such
+# instructions.
 QUANTIZED = [Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, *_K_SCALES, Q.F16, Q.BF16]
 ROUNDED_ACTIVATIONS = 3e-2
 

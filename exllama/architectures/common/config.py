@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exllama.errors import FormatError, UnsupportedModelError
 
 MAX_INTEGER = 1 << 31
+MIN_NUMBER, MAX_NUMBER = 1e-12, 1e12  # what a factor can be, so that nothing computed from it overflows or vanishes
 
 
 class ConfigReader:
@@ -34,15 +34,18 @@ class ConfigReader:
             raise self.error(key, value, f"a whole number from {least} to {most}")
         return value
 
-    def number(self, key: str, default: float | None = None, above: float = 0.0) -> float:
-        """A finite number greater than `above`; without a default the key must be there."""
-        value = self._get(key, default, f"a number above {above:g}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value) or value <= above:
-            raise self.error(key, value, f"a number above {above:g}")
+    def number(
+        self, key: str, default: float | None = None, least: float = MIN_NUMBER, most: float = MAX_NUMBER
+    ) -> float:
+        """A number from least to most; without a default the key must be there."""
+        expected = f"a number from {least:g} to {most:g}"
+        value = self._get(key, default, expected)
+        if not _is_number(value) or not least <= value <= most:
+            raise self.error(key, value, expected)
         return float(value)
 
     def optional_number(self, key: str) -> float | None:
-        """A finite number above 0, or None where the key is absent or null."""
+        """A number above 0, or None where the key is absent or null."""
         return self.number(key) if self.has(key) else None
 
     def flag(self, key: str, default: bool) -> bool:
@@ -58,14 +61,14 @@ class ConfigReader:
         return value
 
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
-        """A list of `count` finite numbers above 0."""
-        expected = f"a list of {count} numbers above 0"
+        """A list of `count` numbers above 0."""
+        expected = f"a list of {count} numbers from {MIN_NUMBER:g} to {MAX_NUMBER:g}"
         values = self._get(key, None, expected)
-        if not isinstance(values, list | tuple) or len(values) != count:
+        if not isinstance(values, list) or len(values) != count:
             raise self.error(key, values, expected)
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) and _finite(v) and v > 0 for v in values):
+        if not all(_is_number(value) and MIN_NUMBER <= value <= MAX_NUMBER for value in values):
             raise self.error(key, values, expected)
-        return tuple(float(v) for v in values)
+        return tuple(float(value) for value in values)
 
     def texts(self, key: str, count: int, allowed: Sequence[str]) -> tuple[str, ...]:
         """A list of `count` strings, each one of `allowed`."""
@@ -98,5 +101,5 @@ class ConfigReader:
         return default if value is None else value
 
 
-def _finite(value: int | float) -> bool:
-    return abs(value) < 1e300 and math.isfinite(value)
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

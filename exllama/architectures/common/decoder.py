@@ -77,7 +77,7 @@ def read_decoder(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        norm_eps=config.number("rms_norm_eps"),
+        norm_eps=config.number("rms_norm_eps", least=1e-15, most=1.0),
         activation=read_activation(config),
         rope=read_rope(config, head_dim),
         max_position=config.integer("max_position_embeddings"),
@@ -108,7 +108,7 @@ def split_head_dim(config: ConfigReader) -> int:
 
 
 def layer_windows(config: ConfigReader) -> tuple[int | None, ...]:
-    """The Qwen way: with use_sliding_window, `layer_types` names the windowed layers, or all from `max_window_layers`."""
+    """The Qwen way: if use_sliding_window, `layer_types` names the windowed layers, else all from max_window_layers."""
     num_layers = config.integer("num_hidden_layers", most=MAX_LAYERS)
     window = config.integer("sliding_window") if config.flag("use_sliding_window", False) else None
     if config.has("layer_types"):

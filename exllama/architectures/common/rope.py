@@ -11,6 +11,8 @@ from exllama.errors import UnsupportedModelError
 from exllama.layers.rope import KINDS, RopeSettings
 
 DEFAULT_THETA = 10000.0
+MIN_THETA = 1.001  # at 1 all frequencies are equal, and yarn divides by its logarithm
+MAX_FACTOR = 1e6
 
 _KEYS = {
     "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
@@ -32,7 +34,7 @@ def read_rope(config: ConfigReader, head_dim: int) -> RopeSettings:
     dim = _rotary_dim(config, section, head_dim, 4 if kind == "dynamic" else 2)
     return RopeSettings(
         kind=kind,
-        theta=section.number("rope_theta", config.number("rope_theta", DEFAULT_THETA), above=1.0),
+        theta=section.number("rope_theta", config.number("rope_theta", DEFAULT_THETA), MIN_THETA),
         dim=dim,
         max_position=config.integer("max_position_embeddings"),
         original_max_position=_original(config, section),
@@ -64,7 +66,7 @@ def _original(config: ConfigReader, section: ConfigReader) -> int:
     key = "original_max_position_embeddings"
     if config.has(key):
         return config.integer(key, least=2)
-    return section.integer(key, config.integer("max_position_embeddings"))
+    return section.integer(key, config.integer("max_position_embeddings"), least=2)
 
 
 def _factor(config: ConfigReader, section: ConfigReader, kind: str) -> float:
@@ -73,10 +75,7 @@ def _factor(config: ConfigReader, section: ConfigReader, kind: str) -> float:
         return 1.0
     if kind in ("yarn", "longrope") and not section.has("factor"):
         return config.integer("max_position_embeddings") / _original(config, section)
-    factor = section.number("factor")
-    if factor < 1.0:
-        raise section.error("factor", factor, "at least 1")
-    return factor
+    return section.number("factor", least=1.0, most=MAX_FACTOR)
 
 
 def _llama3(section: ConfigReader, kind: str) -> dict[str, float]:
