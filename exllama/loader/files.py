@@ -27,7 +27,7 @@ class PositionalFile:
 
     def read_into(self, offset: int, target: Bytes) -> None:
         """Fills target (contiguous uint8) with the bytes at offset."""
-        view = target.data.cast("B")
+        view = target.reshape(-1).data
         done = 0
         while done < len(view):
             count = self._read_some(offset + done, view[done:])

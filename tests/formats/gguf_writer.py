@@ -1,4 +1,4 @@
-"""GGUF files written field by field, so that any field can be wrong. The writer for right ones is the gguf package's."""
+"""GGUF files written field by field, so that any field can be wrong. The gguf package writes the right ones."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def small_file() -> File:
 
 
 def llama_keys(**changes: bytes | None) -> list[bytes]:
-    """The metadata of a tiny llama model; `changes` replaces keys (with _ for .) by other encoded pairs, or drops them."""
+    """The metadata of a tiny llama model; `changes` adds encoded pairs, replaces them by name, or drops them (None)."""
     numbers = {
         "block_count": 1, "context_length": 64, "embedding_length": 64, "feed_forward_length": 96,
         "attention.head_count": 4, "attention.head_count_kv": 2,

@@ -80,7 +80,8 @@ def test_tensors_equal_what_the_package_reads(tmp_path: Path) -> None:
 
 def test_types_equal_the_package_s() -> None:
     known = {kind.value: (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
-    assert {number: (kind.name, kind.elements, kind.nbytes) for number, kind in GGUF_TYPES.items()}.items() <= known.items()
+    ours = {number: (kind.name, kind.elements, kind.nbytes) for number, kind in GGUF_TYPES.items()}
+    assert ours.items() <= known.items()
     missing = {name for name, _, _ in known.values()} - set(BLOCK_TYPES)
     assert missing <= {"Q8_1", "Q8_K", "Q1_0", "Q2_0"}
 
@@ -115,7 +116,8 @@ def write_model(path: Path, parts: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     names = ("token_embd", "output_norm", "blk.0.attn_norm", "blk.0.attn_v", "blk.0.ffn_down")
     shapes = ((10, 32), (32,), (32,), (32, 32), (32, 48))
-    tensors = {f"{name}.weight": rng.standard_normal(shape, np.float32) for name, shape in zip(names, shapes, strict=True)}
+    sizes = zip(names, shapes, strict=True)
+    tensors = {f"{name}.weight": rng.standard_normal(shape, np.float32) for name, shape in sizes}
     for name, values in tensors.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -139,7 +141,7 @@ def test_split_files_are_one_model(tmp_path: Path) -> None:
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
     write_model(tmp_path / "model.gguf", parts=3)
     (tmp_path / "model-00002-of-00003.gguf").unlink()
-    with pytest.raises(FormatError, match="model-00002-of-00003.gguf.*part 2 of 3"):
+    with pytest.raises(FormatError, match=r"model-00002-of-00003\.gguf.*part 2 of 3"):
         GgufCheckpoint(tmp_path / "model-00001-of-00003.gguf")
 
 

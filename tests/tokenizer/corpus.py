@@ -1,4 +1,5 @@
 """Texts that tokenizers disagree about, and small vocabularies trained on them."""
+# ruff: noqa: RUF001 - the confusable characters are the point
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ SPECIAL = [
 
 
 def byte_level_vocabulary(size: int = 1500) -> tuple[list[str], list[tuple[str, str]]]:
-    """Tokens by id, and merges: trained without any cuts, so that merges reach over every place where a text may be cut."""
+    """Tokens by id, and merges: trained without cuts, so that merges reach over every place where a text may be cut."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -62,11 +63,12 @@ def byte_level_vocabulary(size: int = 1500) -> tuple[list[str], list[tuple[str, 
 
 
 def sentencepiece_vocabulary(size: int = 1200) -> tuple[list[str], list[float]]:
-    """Tokens by id and their scores, as SentencePiece's BPE makes them: control tokens, bytes, joined pieces, characters."""
+    """Tokens by id and their scores, in the order of SentencePiece: control tokens, bytes, pieces, characters."""
     backend = tokenizers.Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, max_token_length=8, min_frequency=1)
     texts = [text.replace(" ", "\u2581") for text in TEXTS[:17]]
-    backend.train_from_iterator([text[start : start + 16] for text in texts for start in range(0, len(text), 5)], trainer)
+    pieces = [text[start : start + 16] for text in texts for start in range(0, len(text), 5)]
+    backend.train_from_iterator(pieces, trainer)
     tokens, merges = _parts(backend)
     joined = [left + right for left, right in merges]
     letters = sorted(set(tokens) - set(joined) | {"\u2581"})

@@ -1,7 +1,7 @@
 """What llama.cpp makes of the corpus, kept as golden files.
 
-`python -m tests.tokenizer.golden [GGUF]` writes them anew; it needs llama-cpp-python (of the extra [peers]) and, for the
-part of the default model, its file.
+`python -m tests.tokenizer.golden [GGUF]` writes them anew; it needs llama-cpp-python (of the extra [peers]) and, for
+the part of the default model, its file.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def load(name: str) -> dict[str, Any]:
 
 def save(name: str, content: dict[str, Any]) -> None:
     FOLDER.mkdir(exist_ok=True)
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}" for key, value in content.items())
-    (FOLDER / f"{name}.json").write_text(f"{{\n{lines}\n}}\n", "utf-8")
+    lines = [f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}" for key, value in content.items()]
+    (FOLDER / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
 
 
 def llama_cpp_ids(path: Path) -> list[list[int]]:
