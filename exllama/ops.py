@@ -188,9 +188,46 @@ def _team(threads: int) -> Any:
     return native().Team(threads)
 
 
-def read_bandwidth(threads: int | None = None) -> float:
-    """Bytes per second that `threads` workers read from memory, best of five passes over 1 GiB."""
-    return float(native().read_bandwidth(_team(threads or default_threads()), 1 << 30, 5))
+def machine_limits(threads: int | None = None) -> dict[str, float]:
+    """What this machine can do at most, measured now with `threads` workers (about a second).
+
+    read_gb_per_s: 10^9 bytes per second read from memory, best of five passes over 1 GiB; int8_gops: 10^9 operations per
+    second of the int8 dot products of the level in use (a multiply and an add are two).
+    """
+    team = _team(threads or default_threads())
+    read = native().read_bandwidth(team, cpu_level(), 1 << 30, 5)
+    return {"read_gb_per_s": read / 1e9, "int8_gops": native().int8_peak(team, cpu_level()) / 1e9}
+
+
+# --- Sampling ---
+
+
+class SamplingParameters(Protocol):
+    """Arrays of which row r is element r; the history of row r is history[history_offsets[r] : history_offsets[r + 1]]."""
+
+    temperature: np.ndarray[Any, np.dtype[np.float64]]
+    top_k: np.ndarray[Any, np.dtype[np.int32]]
+    top_p: np.ndarray[Any, np.dtype[np.float64]]
+    min_p: np.ndarray[Any, np.dtype[np.float64]]
+    repetition_penalty: np.ndarray[Any, np.dtype[np.float64]]
+    seed: np.ndarray[Any, np.dtype[np.uint64]]
+    position: np.ndarray[Any, np.dtype[np.int64]]
+    history_offsets: np.ndarray[Any, np.dtype[np.int32]]
+
+    @property
+    def history(self) -> np.ndarray[Any, np.dtype[np.int32]]: ...
+
+
+def sample(logits: torch.Tensor, rows: SamplingParameters) -> list[int]:
+    """The next token of every row: logits (L, V) float32 on the CPU -> L ids, -1 where no number is right (NaN, +inf, only -inf).
+
+    Probabilities are computed in float32 (2 ulp), sums in float64; the rules are those of generator/sampling/filters.py.
+    """
+    tokens: list[int] = native().sample_rows(
+        cpu_level(), logits.numpy(), rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.repetition_penalty,
+        rows.seed, rows.position, rows.history, rows.history_offsets,
+    )
+    return tokens
 
 
 # --- Weights ---

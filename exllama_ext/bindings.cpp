@@ -262,27 +262,27 @@ py::list available_levels() {
     return names;
 }
 
-// One dict of numpy arrays: temperature, top_p, min_p, penalty float32; top_k int32; seed, position uint64; history: list of int32 arrays.
-py::array_t<int64_t> sample_rows(const std::string& level, const Floats& logits, const Floats& temperature, const Ints& top_k, const Floats& top_p,
-                                 const Floats& min_p, const Floats& penalty, const py::array_t<uint64_t>& seed,
-                                 const py::array_t<uint64_t>& position, const std::vector<Ints>& history) {
+using Doubles = py::array_t<double, py::array::c_style>;
+
+// Parameters of row r in element r; history of row r in [offsets[r], offsets[r + 1]).
+py::list sample_rows(const std::string& level, const Floats& logits, const Doubles& temperature, const Ints& top_k, const Doubles& top_p,
+                     const Doubles& min_p, const Doubles& penalty, const py::array_t<uint64_t>& seed, const py::array_t<int64_t>& position,
+                     const Ints& history, const Ints& offsets) {
+    require(logits.ndim() == 2, "logits must be (rows, vocabulary)");
     const int64_t rows = logits.shape(0), vocab = logits.shape(1);
-    require(temperature.size() == rows && top_k.size() == rows && top_p.size() == rows && min_p.size() == rows && penalty.size() == rows &&
-                seed.size() == rows && position.size() == rows && int64_t(history.size()) == rows, "sampling parameters differ in length");
-    py::array_t<int64_t> out(rows);
+    for (const py::array& array : {py::array(temperature), py::array(top_k), py::array(top_p), py::array(min_p), py::array(penalty), py::array(seed), py::array(position)})
+        require(array.size() >= rows, "sampling parameters are fewer than the rows");
+    require(offsets.size() > rows && offsets.at(0) == 0 && offsets.at(rows) <= history.size(), "history offsets are out of range");
     const Kernels& kernels = kernels_of(level);
-    std::vector<float> copy;
+    std::vector<float> scratch(size_t(vocab));
+    py::list tokens;
     for (int64_t r = 0; r < rows; ++r) {
-        const Ints& h = history[size_t(r)];
-        const SampleRow row{temperature.at(r), top_k.at(r), top_p.at(r), min_p.at(r), penalty.at(r), seed.at(r), position.at(r), h.data(), int32_t(h.size())};
-        const float* line = logits.data() + r * vocab;
-        if (row.repetition_penalty != 1.0f) {
-            copy.assign(line, line + vocab);
-            line = copy.data();
-        }
-        out.mutable_at(r) = sample(kernels, const_cast<float*>(line), int32_t(vocab), row);
+        const int32_t begin = offsets.at(r), length = offsets.at(r + 1) - begin;
+        require(length >= 0, "history offsets must ascend");
+        const SampleRow row{temperature.at(r), top_k.at(r), top_p.at(r), min_p.at(r), penalty.at(r), seed.at(r), uint64_t(position.at(r)), history.data() + begin, length};
+        tokens.append(sample(kernels, logits.data() + r * vocab, scratch.data(), int32_t(vocab), row));
     }
-    return out;
+    return tokens;
 }
 
 }  // namespace
@@ -292,9 +292,13 @@ PYBIND11_MODULE(_C, m) {
     m.def("levels", available_levels);
     m.def("best_level", [] { return std::string(best_level()); });
     m.def("bf16_activations", [](const std::string& level) { return kernels_of(level).bf16_activations != 0; });
-    m.def("read_bandwidth", [](Team& team, size_t bytes, int repeats) {
+    m.def("read_bandwidth", [](Team& team, const std::string& level, size_t bytes, int repeats) {
         py::gil_scoped_release release;
-        return read_bandwidth(team, bytes, repeats);
+        return read_bandwidth(team, kernels_of(level), bytes, repeats);
+    });
+    m.def("int8_peak", [](Team& team, const std::string& level) {
+        py::gil_scoped_release release;
+        return int8_peak(team, kernels_of(level));
     });
     m.def("uniform", uniform);
     m.def("sample_rows", sample_rows);

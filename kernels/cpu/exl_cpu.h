@@ -126,11 +126,11 @@ struct Run {
 };
 
 struct SampleRow {
-    float temperature;          // 0 = greedy
+    double temperature;         // 0 = greedy
     int32_t top_k;              // 0 = off
-    float top_p;                // 1 = off
-    float min_p;                // 0 = off
-    float repetition_penalty;   // 1 = off
+    double top_p;               // 1 = off
+    double min_p;               // 0 = off
+    double repetition_penalty;  // 1 = off
     uint64_t seed;
     uint64_t position;          // counter of the random number
     const int32_t* history;     // tokens that the repetition penalty applies to
@@ -151,6 +151,8 @@ struct Kernels {
     void (*dequantize)(const Weight&, int32_t row, float* out);  // one row, (cols,)
     float (*logits_peak)(const float* logits, int32_t n);
     double (*exponentials)(const float* logits, int32_t n, float peak, float scale, float* out);
+    double (*int8_peak)(Worker&);
+    int32_t (*read_all)(const uint8_t* data, int64_t bytes);
     int32_t bf16_activations;   // dense bf16 rounds activations to bf16
 };
 

@@ -3,6 +3,7 @@
 #include "embedding.h"
 #include "linear.h"
 #include "logits.h"
+#include "peak.h"
 #include "rope.h"
 
 #define EXL_TEXT2(x) #x
@@ -12,7 +13,7 @@ namespace EXL_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels{
-    EXL_TEXT(EXL_ISA), linear, embed, rope_table, rope_and_store, attention, linear_scratch, attention_scratch, dequantize, logits_peak, exponentials, EXL_LEVEL >= 3,
+    EXL_TEXT(EXL_ISA), linear, embed, rope_table, rope_and_store, attention, linear_scratch, attention_scratch, dequantize, logits_peak, exponentials, int8_peak, read_all, EXL_LEVEL >= 3,
 };
 
 }  // namespace EXL_ISA

@@ -20,7 +20,7 @@ void penalize(float* logits, int32_t vocab, const SampleRow& row) {
     for (int32_t i = 0; i < row.history_length; ++i) {
         const int32_t id = row.history[i];
         if (id < 0 || id >= vocab || !seen.insert(id).second) continue;
-        logits[id] = logits[id] > 0 ? logits[id] / row.repetition_penalty : logits[id] * row.repetition_penalty;
+        logits[id] = float(logits[id] > 0 ? logits[id] / row.repetition_penalty : logits[id] * row.repetition_penalty);
     }
 }
 
@@ -59,23 +59,27 @@ double uniform(uint64_t seed, uint64_t position) {
         key[0] += 0x9E3779B9u;
         key[1] += 0xBB67AE85u;
     }
-    return double((uint64_t(x[0]) << 32 | x[1]) >> 11) * 0x1p-53;
+    return (double(x[0] >> 5) * 67108864.0 + double(x[1] >> 6)) * 0x1p-53;
 }
 
-int32_t sample(const Kernels& kernels, float* logits, int32_t vocab, const SampleRow& row) {
-    if (row.repetition_penalty != 1.0f) penalize(logits, vocab, row);
+int32_t sample(const Kernels& kernels, const float* logits, float* scratch, int32_t vocab, const SampleRow& row) {
+    if (row.repetition_penalty != 1.0) {
+        std::copy(logits, logits + vocab, scratch);
+        penalize(scratch, vocab, row);
+        logits = scratch;
+    }
     const float peak = kernels.logits_peak(logits, vocab);
-    if (std::isnan(peak)) return -1;
-    if (row.temperature == 0.0f || row.top_k == 1) return first_of(logits, vocab, peak);
+    if (!std::isfinite(peak)) return -1;
+    if (row.temperature == 0.0) return first_of(logits, vocab, peak);
 
     thread_local std::vector<float> weights;
     thread_local std::vector<Candidate> candidates;
     weights.resize(size_t(vocab));
-    double total = kernels.exponentials(logits, vocab, peak, 1.0f / row.temperature, weights.data());
+    double total = kernels.exponentials(logits, vocab, peak, float(1.0 / row.temperature), weights.data());
     candidates.clear();
     // The heaviest token weighs 1, so min_p is a threshold that needs no order.
     for (int32_t id = 0; id < vocab; ++id)
-        if (logits[id] > -INFINITY && (row.top_k > 0 || row.top_p < 1.0f || weights[id] >= row.min_p)) candidates.push_back({weights[id], id});
+        if (logits[id] > -INFINITY && (row.top_k > 0 || row.top_p < 1.0 || weights[id] >= row.min_p)) candidates.push_back({weights[id], id});
     size_t count = candidates.size();
     SortedPrefix sorted(candidates);
     if (row.top_k > 0 && size_t(row.top_k) < count) {
@@ -83,7 +87,7 @@ int32_t sample(const Kernels& kernels, float* logits, int32_t vocab, const Sampl
         total = 0;
         for (size_t i = 0; i < count; ++i) total += double(sorted[i].weight);
     }
-    if (row.top_p < 1.0f) {
+    if (row.top_p < 1.0) {
         const double limit = double(row.top_p) * total;
         double sum = 0;
         size_t kept = 0;
@@ -91,8 +95,8 @@ int32_t sample(const Kernels& kernels, float* logits, int32_t vocab, const Sampl
         count = kept;
         total = sum;
     }
-    if (row.min_p > 0.0f) {
-        if (row.top_k > 0 || row.top_p < 1.0f)
+    if (row.min_p > 0.0) {
+        if (row.top_k > 0 || row.top_p < 1.0)
             while (count > 1 && sorted[count - 1].weight < row.min_p) --count;
         total = 0;
         for (size_t i = 0; i < count; ++i) total += double(candidates[i].weight);

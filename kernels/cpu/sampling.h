@@ -9,10 +9,11 @@
 
 namespace exl::cpu {
 
-// logits: (vocab,) of one row; the penalty is applied in place. Returns the token, or -1 where a logit is NaN or +infinity.
-int32_t sample(const Kernels& kernels, float* logits, int32_t vocab, const SampleRow& row);
+// logits: (vocab,) of one row; scratch: (vocab,), used when there is a penalty. Returns the token, or -1 where a logit is NaN or
+// +infinity or all are -infinity.
+int32_t sample(const Kernels& kernels, const float* logits, float* scratch, int32_t vocab, const SampleRow& row);
 
-// Philox4x32-10 (Salmon et al. 2011), key = seed, counter = position; 53 bits as a number in [0, 1).
+// Philox4x32-10 (Salmon et al. 2011), key = seed, counter = position; 53 bits of it as a number in [0, 1).
 double uniform(uint64_t seed, uint64_t position);
 
 }  // namespace exl::cpu
