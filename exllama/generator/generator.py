@@ -1,0 +1,302 @@
+"""The dynamic generator: any number of jobs, one step at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator as GeneratorType
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from exllama.cache.page_table import PageTable
+from exllama.cache.pages import PagePool
+from exllama.cache.storage import KVCache
+from exllama.engine.batch import Batch
+from exllama.engine.model import Model
+from exllama.engine.runner import Runner
+from exllama.errors import ContextError, UsageError
+from exllama.generator import options
+from exllama.generator.answer import Answer
+from exllama.generator.events import Event, Finished, Text
+from exllama.generator.job import Job
+from exllama.generator.sampling import GREEDY, Sampling
+from exllama.generator.sampling.sampler import sample_rows
+from exllama.generator.scheduler import Scheduler
+from exllama.generator.sequence import Sequence as Running
+from exllama.ops import PAGE_SIZE
+from exllama.tokenizer.detokenizer import IncrementalDetokenizer
+from exllama.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from exllama.generator.options import LoadOptions
+
+Prompt = str | Sequence[int]
+
+
+class Pages(Protocol):
+    """What is used of cache.storage.KVCache."""
+
+    num_pages: int
+
+    def copy_page(self, src: int, dst: int) -> None: ...
+
+
+class BatchRunner(Protocol):
+    """What is used of engine.runner.Runner."""
+
+    max_rows: int
+    max_sequences: int
+
+    @property
+    def cache(self) -> Pages: ...
+    def forward(self, batch: Batch) -> torch.Tensor: ...
+
+
+class LanguageModel(Protocol):
+    """What is used of engine.model.Model."""
+
+    context_length: int
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    def close(self) -> None: ...
+
+
+class Generator:
+    """Answers jobs together, over one model and one cache.
+
+    Thread safety: every method may be called from any thread. One lock guards all state; `step` holds it while the
+    model runs, so `enqueue` and `cancel` wait for at most one step. Events of jobs that `generate`, `stream` or `chat`
+    brought go to these calls, whoever runs the step; all others come out of `step`.
+    """
+
+    def __init__(self, model: LanguageModel, runner: BatchRunner) -> None:
+        """model: closed with the generator. runner: its batches and its cache set the limits."""
+        pages = runner.cache.num_pages
+        self.model, self.tokenizer, self._runner = model, model.tokenizer, runner
+        self.cache_tokens = pages * PAGE_SIZE
+        self.context_length = min(model.context_length, self.cache_tokens)  # of one sequence, answer included
+        self._pool = PagePool(pages)
+        self._scheduler = Scheduler(
+            self._pool, runner.max_sequences, runner.max_rows, self.context_length, runner.cache.copy_page
+        )
+        self._lock = threading.RLock()
+        self._sequences: dict[Job, Running] = {}  # unfinished jobs
+        self._mailboxes: dict[Job, list[Event]] = {}  # of jobs that a call of generate, stream or chat waits for
+        self._events: list[Event] = []  # of all others, for step()
+        self._closed = False
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, device: str = "auto", cache: str = "fp16", cache_tokens: int | None = None,
+        gpu_split: Sequence[float] | str | None = None, gpu_layers: int | None = None, draft: str | None = None,
+        max_batch_size: int = 16, chunk_size: int = 2048, threads: int | None = None, **more: Unpack[LoadOptions],
+    ) -> Self:
+        """Loads a model and makes room for its cache.
+
+        source: a folder, a .gguf file, `hf:org/name[@revision]` or `default`. device: "auto", "cpu" or "reference".
+        cache: "fp16", "q8", "q6", "q4" or bits of keys and values as in "8,4". cache_tokens: of all sequences
+        together, rounded up to pages of 256; None: one sequence of full length, if memory allows. max_batch_size:
+        sequences that run at a time, more wait. chunk_size: rows of a step, at least one per sequence. more: see
+        LoadOptions.
+
+        Raises UsageError for arguments that cannot be fulfilled, and what Model.from_pretrained raises.
+        """
+        options.check_load_options(dict(more))
+        device = options.choose_device(device, gpu_split, gpu_layers, draft)
+        rows = max(options.check_count("chunk_size", chunk_size), options.check_count("max_batch_size", max_batch_size))
+        model = Model.from_pretrained(
+            source, device, more.get("expand"), threads, more.get("context"), more.get("progress")
+        )
+        try:
+            pages = options.cache_pages(model.cache_layers, cache, cache_tokens, model.context_length)
+            return cls(model, Runner(model, KVCache(model.cache_layers, pages, cache), rows, max_batch_size))
+        except BaseException:
+            model.close()
+            raise
+
+    @overload  # a str is a sequence of str too, so the first one that fits counts
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, max_new_tokens: int | None = ..., sampling: Sampling = ...,
+        stop: Sequence[str | int] = ...,
+    ) -> str: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], max_new_tokens: int | None = ..., sampling: Sampling = ...,
+        stop: Sequence[str | int] = ...,
+    ) -> list[str]: ...
+    def generate(
+        self, prompt: Any, max_new_tokens: int | None = 512, sampling: Sampling = GREEDY,
+        stop: Sequence[str | int] = (),
+    ) -> str | list[str]:
+        """The answer to a prompt, or to each of a list of prompts, which run as one batch. Arguments as in Job.
+
+        Raises what `enqueue` raises, and NumericsError when the model's output is no number.
+        """
+        several = not isinstance(prompt, str) and len(prompt) > 0 and not _is_token(prompt[0])
+        prompts = prompt if several else [prompt]
+        jobs = [Job(each, max_new_tokens, sampling, stop) for each in prompts]
+        for _ in self._run(jobs):
+            pass
+        return [job.text for job in jobs] if several else jobs[0].text
+
+    def stream(
+        self, prompt: Prompt | Job, max_new_tokens: int | None = 512, sampling: Sampling = GREEDY,
+        stop: Sequence[str | int] = (),
+    ) -> Iterator[Text]:
+        """The answer piece by piece. Whoever closes the iterator early cancels the rest.
+
+        A Job, which has its own max_new_tokens and so on, tells afterwards how it went (`job.finished`).
+        """
+        return self._texts(prompt if isinstance(prompt, Job) else Job(prompt, max_new_tokens, sampling, stop))
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int | None = 512, sampling: Sampling = GREEDY,
+        stop: Sequence[str | int] = (),
+    ) -> str:
+        """The assistant's next message; messages are {"role": ..., "content": ...}, put as the template says."""
+        return self.generate(self.tokenizer.encode_chat(messages), max_new_tokens, sampling, stop)
+
+    def enqueue(self, job: Job) -> Job:
+        """Accepts a job; `step` answers it.
+
+        Raises ContextError when the prompt leaves no room for an answer, UsageError when it is empty, holds ids that
+        are no tokens, or when the job was enqueued before.
+        """
+        prompt = self._token_ids(job.prompt)
+        with self._lock:
+            self._check_open()
+            if job.answer is not None:
+                raise UsageError("this job was enqueued before: make a new Job for every answer")
+            job.answer = Answer(IncrementalDetokenizer(self.tokenizer), [s for s in job.stop if isinstance(s, str)])
+            stop_ids = frozenset(self.tokenizer.eos_ids).union(s for s in job.stop if isinstance(s, int))
+            table = PageTable(self._pool, job.salt)
+            sequence = Running(job, prompt, self.context_length, stop_ids, job.answer, table)
+            self._sequences[job] = sequence
+            self._scheduler.add(sequence)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Ends a job now: its pages are free, and its Finished event says "cancelled". Harmless when it has ended."""
+        with self._lock:
+            sequence = self._sequences.get(job)
+            if sequence is not None:
+                self._scheduler.cancel(sequence)
+                self._deliver()
+
+    def step(self) -> list[Event]:
+        """Runs every active job a step further and returns what happened since the last call."""
+        with self._lock:
+            self._advance()
+            events, self._events = self._events, []
+            return events
+
+    @property
+    def active(self) -> bool:
+        """There is something to compute or an event to fetch."""
+        return bool(self._sequences or self._events)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError on a broken invariant of pages, reference counts, indexes or queues."""
+        with self._lock:
+            self._scheduler.check_integrity()
+
+    def close(self) -> None:
+        """Cancels all jobs and gives memory back. Harmless when called twice."""
+        with self._lock:
+            for job in list(self._sequences):
+                self.cancel(job)
+            if not self._closed:
+                self._closed = True
+                self.model.close()
+                del self._runner
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _advance(self) -> None:
+        """The loop's body: choose rows, run the model, draw tokens, tell."""
+        self._check_open()
+        step = self._scheduler.schedule()
+        if step is not None:
+            logits = self._runner.forward(step.batch)
+            self._scheduler.commit(sample_rows(logits, step.sampling))
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Puts new events where they are waited for."""
+        for event in self._scheduler.take_events():
+            if isinstance(event, Finished):
+                del self._sequences[event.job]
+            self._mailboxes.get(event.job, self._events).append(event)
+
+    def _texts(self, job: Job) -> Iterator[Text]:
+        with closing(self._run([job])) as events:
+            for event in events:
+                if isinstance(event, Text):
+                    yield event
+
+    def _run(self, jobs: Sequence[Job]) -> GeneratorType[Event, None, None]:
+        """Enqueues jobs and yields their events until all have finished; on another way out, cancels the rest."""
+        mailbox: list[Event] = []
+        waiting: set[Job] = set()
+        try:
+            for job in jobs:
+                with self._lock:
+                    self.enqueue(job)
+                    self._mailboxes[job] = mailbox
+                waiting.add(job)
+            while waiting:
+                with self._lock:
+                    if not mailbox:
+                        self._advance()
+                    events = mailbox[:]
+                    mailbox.clear()
+                for event in events:
+                    if isinstance(event, Finished):
+                        waiting.remove(event.job)
+                        if event.error is not None:
+                            raise event.error
+                    yield event
+        finally:
+            with self._lock:
+                for job in waiting:
+                    self.cancel(job)
+                for job in jobs:
+                    self._mailboxes.pop(job, None)
+
+    def _token_ids(self, prompt: Prompt) -> NDArray[np.int32]:
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if len(ids) == 0:
+            raise UsageError("the prompt has no tokens, expected at least one")
+        array = np.asarray(ids)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise UsageError("the prompt is neither text nor a sequence of token ids")
+        if array.min() < 0 or array.max() >= self.model.vocab_size:
+            wrong = array.min() if array.min() < 0 else array.max()
+            raise UsageError(f"the prompt holds token id {wrong}, expected 0 to {self.model.vocab_size - 1}")
+        if len(array) >= self.context_length:
+            what = "context" if self.context_length < self.cache_tokens else "cache"
+            raise ContextError(len(array), self.context_length, what)
+        return np.array(array, np.int32)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this generator is closed: make a new one")
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, (int, np.integer))

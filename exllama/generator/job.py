@@ -1,0 +1,72 @@
+"""A request for one answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from exllama.errors import UsageError
+from exllama.generator.answer import Answer
+from exllama.generator.events import Finished
+from exllama.generator.sampling import GREEDY, Sampling
+from exllama.generator.sampling.settings import check_range
+
+MAX_STOPS = 64
+
+
+@dataclass(eq=False)
+class Job:
+    """One prompt and how to answer it. Fields are read when the job is enqueued; a job is enqueued once.
+
+    prompt: text, or token ids. max_new_tokens: None for as many as fit. sampling: default greedy. stop: strings and
+    token ids that end the answer and are not part of it; the model's own end tokens always do. seed: goes before the
+    one in `sampling`; None twice: a random one, which stands here after enqueue. salt: jobs with different salts never
+    share cached pages (tenants).
+    """
+
+    prompt: str | Sequence[int]
+    max_new_tokens: int | None = 512
+    sampling: Sampling = GREEDY
+    stop: Sequence[str | int] = ()
+    seed: int | None = None
+    salt: bytes = b""
+    finished: Finished | None = field(default=None, init=False)
+    answer: Answer | None = field(default=None, init=False, repr=False)  # the generator's; set by enqueue
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None:
+            _check_count("max_new_tokens", self.max_new_tokens)
+        check_range("seed", self.seed, whole=True)
+        if not isinstance(self.sampling, Sampling):
+            raise UsageError(f"sampling is {self.sampling!r}, expected a Sampling")
+        if not isinstance(self.salt, bytes):
+            raise UsageError(f"salt is {type(self.salt).__name__}, expected bytes")
+        self.stop = check_stops(self.stop)
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return self.answer.text if self.answer else ""
+
+    def fix_seed(self) -> int:
+        """The seed to use, which is also kept."""
+        if self.seed is None:
+            self.seed = int.from_bytes(os.urandom(8), "little") if self.sampling.seed is None else self.sampling.seed
+        return self.seed
+
+
+def check_stops(stop: Sequence[str | int]) -> tuple[str | int, ...]:
+    """A tuple of stops. Raises UsageError when one means nothing."""
+    stops = (stop,) if isinstance(stop, (str, int)) else tuple(stop)
+    if len(stops) > MAX_STOPS:
+        raise UsageError(f"stop has {len(stops)} entries, at most {MAX_STOPS} are allowed")
+    for entry in stops:
+        if isinstance(entry, bool) or not isinstance(entry, (str, int)) or entry == "":
+            raise UsageError(f"stop holds {entry!r}, expected non-empty strings and token ids")
+    return stops
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} is {value!r}, expected a whole number from 1, or None for no limit")

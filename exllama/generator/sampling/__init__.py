@@ -1,0 +1,5 @@
+"""Choosing the next token: settings, filters (the definition), the sampler, counter-based random numbers."""
+
+from exllama.generator.sampling.settings import GREEDY, Sampling
+
+__all__ = ["GREEDY", "Sampling"]
