@@ -28,9 +28,13 @@ def resolve(source: str | Path, progress: Progress | None = None) -> Path:
         return fetch(progress=progress)
     if isinstance(source, str) and source.startswith("hf:"):
         return _choose(_fetch_from_hub(source))
-    path = Path(source).expanduser()
-    if "\0" in str(path) or not path.exists():
-        raise SourceError(f"there is no model at {str(source)!r}; expected {SUPPORTED}")
+    try:
+        path = Path(source).expanduser()
+        exists = str(source) != "" and path.exists()
+    except (OSError, RuntimeError, ValueError):  # a name that no file system takes, an unknown user's home
+        exists = False
+    if not exists:
+        raise SourceError(f"there is no model at {str(source)[:200]!r}; expected {SUPPORTED}")
     return _choose(path)
 
 
