@@ -274,7 +274,7 @@ py::list sample_rows(const std::string& level, const Floats& logits, const Doubl
         require(array.size() >= rows, "sampling parameters are fewer than the rows");
     require(offsets.size() > rows && offsets.at(0) == 0 && offsets.at(rows) <= history.size(), "history offsets are out of range");
     const Kernels& kernels = kernels_of(level);
-    std::vector<float> scratch(size_t(vocab));
+    std::vector<float> scratch(static_cast<size_t>(vocab));
     py::list tokens;
     for (int64_t r = 0; r < rows; ++r) {
         const int32_t begin = offsets.at(r), length = offsets.at(r + 1) - begin;

@@ -15,6 +15,33 @@ struct Candidate {
     bool operator<(const Candidate& other) const { return weight != other.weight ? weight > other.weight : id < other.id; }
 };
 
+// The tokens by (-weight, id), sorted only as far as somebody looks: one more pass over the vocabulary for each factor
+// of 16 below the heaviest token, whose weight is 1.
+class SortedTokens {
+  public:
+    SortedTokens(const float* weights, const float* logits, int32_t vocab) : weights_(weights), logits_(logits), vocab_(vocab) {}
+    bool has(size_t i) {
+        while (i >= sorted_.size() && lowest_ > 0.0f) extend();
+        return i < sorted_.size();
+    }
+    const Candidate& operator[](size_t i) const { return sorted_[i]; }
+
+  private:
+    void extend() {
+        const float upper = lowest_;
+        lowest_ = upper > 1e-9f ? std::min(upper, 1.0f) / 16 : 0.0f;
+        const size_t start = sorted_.size();
+        for (int32_t id = 0; id < vocab_; ++id)
+            if (weights_[id] >= lowest_ && weights_[id] < upper && logits_[id] > -INFINITY) sorted_.push_back({weights_[id], id});
+        std::sort(sorted_.begin() + ptrdiff_t(start), sorted_.end());
+    }
+
+    const float *weights_, *logits_;
+    int32_t vocab_;
+    float lowest_ = 2.0f;
+    std::vector<Candidate> sorted_;
+};
+
 void penalize(float* logits, int32_t vocab, const SampleRow& row) {
     std::unordered_set<int32_t> seen;
     for (int32_t i = 0; i < row.history_length; ++i) {
@@ -27,25 +54,6 @@ void penalize(float* logits, int32_t vocab, const SampleRow& row) {
 int32_t first_of(const float* logits, int32_t vocab, float peak) {
     return int32_t(std::find(logits, logits + vocab, peak) - logits);
 }
-
-// Sorts further candidates to the front until `count` of them are in order.
-class SortedPrefix {
-  public:
-    explicit SortedPrefix(std::vector<Candidate>& all) : all_(all) {}
-    const Candidate& operator[](size_t i) {
-        while (i >= sorted_) {
-            const size_t next = std::min(all_.size(), std::max<size_t>(64, 8 * sorted_));
-            if (next < all_.size()) std::nth_element(all_.begin() + sorted_, all_.begin() + next, all_.end());
-            std::sort(all_.begin() + sorted_, all_.begin() + next);
-            sorted_ = next;
-        }
-        return all_[i];
-    }
-
-  private:
-    std::vector<Candidate>& all_;
-    size_t sorted_ = 0;
-};
 
 }  // namespace
 
@@ -73,41 +81,32 @@ int32_t sample(const Kernels& kernels, const float* logits, float* scratch, int3
     if (row.temperature == 0.0) return first_of(logits, vocab, peak);
 
     thread_local std::vector<float> weights;
-    thread_local std::vector<Candidate> candidates;
     weights.resize(size_t(vocab));
     double total = kernels.exponentials(logits, vocab, peak, float(1.0 / row.temperature), weights.data());
-    candidates.clear();
-    // The heaviest token weighs 1, so min_p is a threshold that needs no order.
-    for (int32_t id = 0; id < vocab; ++id)
-        if (logits[id] > -INFINITY && (row.top_k > 0 || row.top_p < 1.0 || weights[id] >= row.min_p)) candidates.push_back({weights[id], id});
-    size_t count = candidates.size();
-    SortedPrefix sorted(candidates);
-    if (row.top_k > 0 && size_t(row.top_k) < count) {
-        count = size_t(row.top_k);
-        total = 0;
-        for (size_t i = 0; i < count; ++i) total += double(sorted[i].weight);
-    }
-    if (row.top_p < 1.0) {
-        const double limit = double(row.top_p) * total;
+    SortedTokens tokens(weights.data(), logits, vocab);
+    // Keeps tokens [0, count) while keep(token) holds; their weights become the new total.
+    size_t count = size_t(vocab);
+    const auto shorten = [&](auto keep) {
         double sum = 0;
         size_t kept = 0;
-        while (kept < count && (kept == 0 || sum < limit)) sum += double(sorted[kept++].weight);
+        while (kept < count && tokens.has(kept) && keep(tokens[kept], kept, sum)) sum += double(tokens[kept++].weight);
         count = kept;
         total = sum;
+    };
+    if (row.top_k > 0) shorten([&](const Candidate&, size_t kept, double) { return kept < size_t(row.top_k); });
+    if (row.top_p < 1.0) {
+        const double limit = row.top_p * total;
+        shorten([&](const Candidate&, size_t kept, double sum) { return kept == 0 || sum < limit; });
     }
-    if (row.min_p > 0.0) {
-        if (row.top_k > 0 || row.top_p < 1.0)
-            while (count > 1 && sorted[count - 1].weight < row.min_p) --count;
-        total = 0;
-        for (size_t i = 0; i < count; ++i) total += double(candidates[i].weight);
-    }
+    if (row.min_p > 0.0) shorten([&](const Candidate& token, size_t, double) { return double(token.weight) >= row.min_p; });
     const double target = uniform(row.seed, row.position) * total;
     double sum = 0;
-    for (size_t i = 0; i + 1 < count; ++i) {
-        sum += double(sorted[i].weight);
-        if (sum > target) return sorted[i].id;
+    size_t chosen = 0;
+    for (; chosen < count && tokens.has(chosen); ++chosen) {
+        sum += double(tokens[chosen].weight);
+        if (sum > target) return tokens[chosen].id;
     }
-    return sorted[count - 1].id;
+    return tokens[chosen - 1].id;  // rounding left the sum a little short
 }
 
 }  // namespace exl::cpu
