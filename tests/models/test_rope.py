@@ -150,10 +150,18 @@ def test_explicit_divisors_mean_what_llama3_scaling_means() -> None:
         ({"rope_scaling": YARN | {"truncate": 1}}, "rope_scaling.truncate"),
         ({"rope_parameters": {"rope_type": "factors", "factors": []}}, "rope_parameters.factors"),
         ({"rope_theta": -1.0}, "rope_theta"),
+        ({"rope_theta": 1.0}, "rope_theta"),
+        ({"rope_theta": 1e200}, "rope_theta"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 1e9}}, "rope_scaling.factor"),
+        ({"rope_scaling": LONGROPE | {"original_max_position_embeddings": 1}},
+         "rope_scaling.original_max_position_embeddings"),
+        ({"rope_scaling": LONGROPE | {"long_factor": [1e-200, *LONG[1:]]}}, "rope_scaling.long_factor"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "partial_rotary_factor": 2 / HEAD_DIM},
+         "partial_rotary_factor"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor"),
         ({"max_position_embeddings": 0}, "max_position_embeddings"),
     ],
-)
+)  # fmt: skip
 def test_impossible_values_name_file_and_key(change: dict[str, Any], field: str) -> None:
     with pytest.raises(FormatError) as caught:
         ours({"max_position_embeddings": MAX_POSITION, "rope_theta": 10000.0} | change)
