@@ -34,7 +34,7 @@ def read_rope(config: ConfigReader, head_dim: int) -> RopeSettings:
     dim = _rotary_dim(config, section, head_dim, 4 if kind == "dynamic" else 2)
     return RopeSettings(
         kind=kind,
-        theta=section.number("rope_theta", config.number("rope_theta", DEFAULT_THETA), MIN_THETA),
+        theta=section.number("rope_theta", config.number("rope_theta", DEFAULT_THETA, MIN_THETA), MIN_THETA),
         dim=dim,
         max_position=config.integer("max_position_embeddings"),
         original_max_position=_original(config, section),
