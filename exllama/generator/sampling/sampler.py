@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from exllama import ops
 from exllama.generator.sampling import filters
 from exllama.generator.sampling.filters import Floats, Ids
 from exllama.generator.sampling.philox import uniform
@@ -22,11 +23,11 @@ def sample_rows(logits: torch.Tensor, rows: SamplingRows) -> list[int]:
     values: NDArray[np.float32] = logits.numpy() if logits.device.type == "cpu" else logits.cpu().numpy()
     if rows.argmax_only:
         return [_argmax(row) for row in values]
-    return [sample_row(values[r], rows, r) for r in range(rows.count)]
+    return ops.sample(logits.cpu(), rows)
 
 
 def sample_row(logits: NDArray[np.float32], rows: SamplingRows, row: int) -> int:
-    """Row `row` with parameters of its own: logits (V,) float32."""
+    """Row `row` with parameters of its own: logits (V,) float32. In float64: the definition that ops.sample is tested with."""
     if not np.isfinite(logits.max()):  # max of NaN is NaN
         return NOT_A_TOKEN
     values = logits.astype(np.float64)
