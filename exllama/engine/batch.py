@@ -43,4 +43,5 @@ class Batch:
 
 
 def _within(values: Ints, limit: int) -> bool:
-    return values.size == 0 or bool(values.min() >= 0 and values.max() < limit)
+    """Whether all are in 0 .. limit - 1; a negative number is a huge one without its sign, so one pass tells both."""
+    return values.size == 0 or bool(values.view(np.uint32).max() < limit)
