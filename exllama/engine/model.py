@@ -53,11 +53,11 @@ class Model:
         """Loads a model.
 
         source: a folder, a .gguf file, `hf:org/name[@revision]` or `default`. expand: "float32" replaces every weight
-        by its exact dequantized values, for evaluation. threads: None for the physical cores. context: the longest
-        sequence that will be run; None for what the configuration says. Two kinds of rotary embedding depend on it
-        (layers/rope.py). progress: told of bytes fetched and loaded.
+        by its exact dequantized values, for evaluation. threads: None for the default of ops.default_threads.
+        context: the longest sequence that will be run; None for what the configuration says. Two kinds of rotary
+        embedding depend on it (layers/rope.py). progress: told of bytes fetched and loaded.
 
-        Raises SourceError, FormatError, UnsupportedModelError or UsageError.
+        Raises SourceError, FormatError, UnsupportedModelError, DeviceError or UsageError.
         """
         checkpoint = open_checkpoint(source, progress)
         try:
