@@ -63,10 +63,6 @@ class SamplingRows:
         self._end = offset
         self.history_offsets[row + 1] = offset
 
-    def history_of(self, row: int) -> NDArray[np.int32]:
-        """The tokens that row's penalty looks at."""
-        return self.history[self.history_offsets[row] : self.history_offsets[row + 1]]
-
     def _write(self, row: int, sampling: Sampling, seed: int) -> None:
         """Steps in a row mostly have the same jobs in the same rows, so this is rarely needed."""
         self._settings[row:] = [(sampling, seed)]
