@@ -15,7 +15,9 @@ ALLOWED = frozenset({
     "date_string", "builtin_tools", "custom_tools", "xml_tools", "tools_in_user_message", "model_identity",
 })  # fmt: skip
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_BREAKS = [chr(0xFDD0 + index) for index in range(32)]  # never characters of a text, by Unicode's promise
+# One that no text holds marks where a control token was cut. Hieroglyphs have no case and are printable, so that
+# upper(), repr() and the like leave them alone.
+_MARKS = [chr(code) for code in range(0x13000, 0x13400)]
 
 
 class ChatTemplate:
@@ -55,9 +57,10 @@ class ChatTemplate:
         _check_messages(messages)
         plain = _plain({"messages": list(messages), **allowed})
         texts = list(_texts(plain))
-        mark = next((mark for mark in _BREAKS if not any(mark in text for text in (*texts, self.source))), None)
+        known = {*texts, self.source, *self._names.values()}
+        mark = next((mark for mark in _MARKS if not any(mark in text for text in known)), None)
         if mark is None:
-            raise UsageError("the messages hold all of Unicode's noncharacters; remove some")
+            raise UsageError("the messages hold every hieroglyph of Unicode; remove some")
         defaults = {"tools": None, "documents": None, "add_generation_prompt": bool(add_generation_prompt)}
         variables = defaults | self._names | _break_control(plain, control, mark)
         return self._run(variables, sum(map(len, texts))).split(mark)

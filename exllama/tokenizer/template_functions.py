@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import html
 import json
 import re
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
+import markupsafe
 from jinja2 import filters
 from jinja2.utils import Namespace
 
@@ -65,27 +65,33 @@ def strftime_now(pattern: str) -> str:
     return datetime.datetime.now().strftime(pattern)
 
 
-def check_method(method: Any) -> None:
-    """Refuses a method of a built-in type that templates have no use for."""
+def prepare_call(function: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Measures the call of a built-in type's method, or refuses it; returns the arguments to call it with."""
+    method = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
     owner = getattr(method, "__self__", None)
     for kind in BUILT_IN:
         if isinstance(owner, kind) and method.__name__ not in _METHODS.get(kind, ()):
             raise TemplateError(f"the chat template calls {kind.__name__}.{method.__name__}, which is not allowed")
+    if not isinstance(owner, str):
+        return arguments
+    if method.__name__ == "join":
+        arguments = (list(arguments[0]),)
+        _measure_join(owner, arguments[0])
+    elif method.__name__ == "replace" and len(arguments) > 1:
+        _measure_replace(owner, arguments[0], arguments[1])
+    elif method.__name__ in ("strip", "lstrip", "rstrip") and arguments and len(arguments[0] or "") > 256:
+        raise TemplateError("the chat template strips more than 256 different characters")
+    return arguments
 
 
-def call_method(method: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Calls a method that check_method let pass; those of str that can grow are measured first."""
-    text = method.__self__
-    if isinstance(text, str):
-        if method.__name__ == "join":
-            return join(arguments[0], text)
-        if method.__name__ == "replace":
-            _measure_replace(text, *arguments[:2])
-        elif method.__name__ in ("strip", "lstrip", "rstrip") and arguments and len(arguments[0] or "") > 256:
-            raise TemplateError("the chat template strips more than 256 different characters")
-        elif method.__name__ == "format":
-            _measure_format(text, [*arguments, *named.values()])
-    return method(*arguments, **named)
+def prepare_format(function: Any, values: list[Any]) -> None:
+    """Measures a call of str.format; of any other function nothing."""
+    method = getattr(function, "__wrapped__", function)
+    text = getattr(method, "__self__", None)
+    if isinstance(text, str) and method.__name__ == "format":
+        if _FORMAT_SPEC.search(text):
+            raise TemplateError("the chat template formats text with nested, indexed or very wide fields")
+        budget().allow(len(text) + text.count("{") * (1000 + sum(budget().size(value) for value in values)))
 
 
 def join(values: Iterable[Any], separator: str = "", attribute: str | int | None = None) -> str:
@@ -93,7 +99,7 @@ def join(values: Iterable[Any], separator: str = "", attribute: str | int | None
     if attribute is not None:
         raise TemplateError("the chat template joins by attribute; use map(attribute=...) first")
     items = list(values)
-    budget().allow(len(separator) * len(items) + sum(budget().size(item) for item in items))
+    _measure_join(separator, items)
     return separator.join(map(str, items))
 
 
@@ -118,14 +124,12 @@ def slice_of(value: Any, start: Any, stop: Any, step: Any) -> Any:
     return value[start:stop:step]
 
 
+def _measure_join(separator: str, items: list[Any]) -> None:
+    budget().allow(len(separator) * len(items) + sum(budget().size(item) for item in items))
+
+
 def _measure_replace(text: str, old: str, new: str) -> None:
     budget().allow(len(text) + text.count(old) * max(0, len(new) - len(old)))
-
-
-def _measure_format(text: str, arguments: list[Any]) -> None:
-    if _FORMAT_SPEC.search(text):
-        raise TemplateError("the chat template formats text with nested, indexed or very wide fields")
-    budget().allow(len(text) + text.count("{") * (1000 + sum(budget().size(value) for value in arguments)))
 
 
 def _replace(value: Any, old: str, new: str, count: int | None = None) -> str:
@@ -176,7 +180,8 @@ def _format(text: str, *values: Any, **named: Any) -> Any:
 
 
 def _trim(value: Any, characters: str | None = None) -> str:
-    return str(call_method(_text(value).strip, (characters,), {}))
+    text = _text(value)
+    return text.strip(*prepare_call(text.strip, (characters,)))
 
 
 def _text(value: Any) -> str:
@@ -187,7 +192,7 @@ def _text(value: Any) -> str:
 def _escape(value: Any) -> str:
     text = _text(value)
     budget().allow(5 * len(text))
-    return html.escape(text)
+    return str(markupsafe.escape(text))
 
 
 def _measured(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,13 +15,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from exllama.errors import TemplateError
 from exllama.tokenizer.template_budget import Budget, add, budget, multiply, power, start, stop
 from exllama.tokenizer.template_functions import (
-    BUILT_IN,
     FILTERS,
     GLOBALS,
-    call_method,
-    check_method,
     concat,
     percent,
+    prepare_call,
+    prepare_format,
     slice_of,
 )
 
@@ -69,13 +68,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Every call of a template."""
         budget().tick()
-        if isinstance(getattr(__obj, "__self__", None), BUILT_IN):
-            check_method(__obj)
-            if not __self.is_safe_callable(__obj):
-                raise TemplateError(f"the chat template calls {__obj!r}, which is not safe")
-            result = call_method(__obj, args, kwargs)
-        else:
-            result = super().call(__context, __obj, *args, **kwargs)
+        prepare_format(__obj, [*args, *(value for name, value in kwargs.items() if not name.startswith("_"))])
+        result = super().call(__context, __obj, *prepare_call(__obj, args), **kwargs)
         budget().pay_result(result)
         return result
 
