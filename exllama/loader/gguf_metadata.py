@@ -155,11 +155,13 @@ class Metadata:
         entry = self._single(key, (STRING,), "a string")
         return default if entry is None else decode(self._file, self._raw(key, entry), key)
 
-    def strings(self, key: str) -> list[str] | None:
-        """An array of strings."""
+    def strings(self, key: str, limit: int = 1 << 20) -> list[str] | None:
+        """An array of at most `limit` strings."""
         entry = self._array(key, (STRING,), "an array of strings")
         if entry is None:
             return None
+        if (entry.count or 0) > limit:
+            raise self.error(key, str(entry), f"at most {limit}")
         raw, offset = self._raw(key, entry), 0
         texts: list[str] = []
         append = texts.append

@@ -21,7 +21,7 @@ from exllama.tokenizer.tokenizer import STOP_NAMES, SpecialTokens, Tokenizer
 logger = logging.getLogger("exllama")
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-MAX_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 19  # twice the largest vocabulary in use
 MAX_TOKEN_LENGTH = 1 << 12  # characters; the merges of a SentencePiece token are tried at every place
 _MODELS = ("gpt2", "llama")
 
@@ -33,7 +33,7 @@ class GgufMetadata(Protocol):
     def text(self, key: str, default: str | None = None) -> str | None: ...
     def integer(self, key: str, default: int | None = None) -> int | None: ...
     def boolean(self, key: str, default: bool | None = None) -> bool | None: ...
-    def strings(self, key: str) -> list[str] | None: ...
+    def strings(self, key: str, limit: int = ...) -> list[str] | None: ...
     def numbers(self, key: str, whole: bool = True) -> NDArray[np.generic] | None: ...
     def error(self, key: str, found: object, expected: object, hint: str = "") -> FormatError: ...
 
@@ -73,11 +73,10 @@ def read_gguf_tokenizer(metadata: GgufMetadata, vocab_rows: int) -> Tokenizer:
 
 
 def _read_vocabulary(metadata: GgufMetadata, vocab_rows: int) -> _Vocabulary:
-    tokens = metadata.strings("tokenizer.ggml.tokens")
-    if not tokens or len(tokens) > min(vocab_rows, MAX_TOKENS):
+    tokens = metadata.strings("tokenizer.ggml.tokens", MAX_TOKENS)
+    if not tokens or len(tokens) > vocab_rows:
         found = "nothing" if tokens is None else f"{len(tokens)} tokens"
-        expected = f"1 to {min(vocab_rows, MAX_TOKENS)}, the rows of token_embd"
-        raise metadata.error("tokenizer.ggml.tokens", found, expected)
+        raise metadata.error("tokenizer.ggml.tokens", found, f"1 to {vocab_rows}, the rows of token_embd")
     longest = max(map(len, tokens))
     if longest > MAX_TOKEN_LENGTH:
         raise metadata.error("tokenizer.ggml.tokens", f"a token of {longest} characters", f"at most {MAX_TOKEN_LENGTH}")

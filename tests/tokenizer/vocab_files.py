@@ -10,7 +10,9 @@ import numpy as np
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
-def write_byte_level(path: Path, tokens: list[str], merges: list[tuple[str, str]], pre: str | None) -> Path:
+def write_byte_level(
+    path: Path, tokens: list[str], merges: list[tuple[str, str]], pre: str | None, template: str | None = None
+) -> Path:
     """With <|im_start|> and <|im_end|> as control tokens and <think> as a token that users may write."""
     extra = ["<|im_start|>", "<|im_end|>", "<think>"]
     writer = gguf.GGUFWriter(path, "llama")
@@ -20,6 +22,8 @@ def write_byte_level(path: Path, tokens: list[str], merges: list[tuple[str, str]
     writer.add_token_list([*tokens, *extra])
     writer.add_token_types([NORMAL] * len(tokens) + [CONTROL, CONTROL, USER_DEFINED])
     writer.add_token_merges([" ".join(pair) for pair in merges])
+    if template is not None:
+        writer.add_chat_template(template)
     writer.add_bos_token_id(len(tokens))
     writer.add_eos_token_id(len(tokens) + 1)
     return _finish(writer, path, len(tokens) + 3)
