@@ -21,7 +21,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-m", "--model", metavar="SOURCE", default=DEFAULT_SOURCE, help=SOURCE_HELP)
     group.add_argument("--device", default="auto", help="auto, cpu or reference (plain torch) (default: %(default)s)")
     group.add_argument(
-        "--threads", type=positive, metavar="N", help="CPU threads (default: EXLLAMA_THREADS, else the physical cores)"
+        "--threads", type=positive, metavar="N", help="CPU threads (default: EXLLAMA_THREADS, else every core at hand)"
     )
     group.add_argument(
         "--cache", default="fp16", metavar="KIND",

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from exllama.loader.sources import open_checkpoint
-
 from exllama.cli import doctor, plan
 from exllama.cli.console import progress_bars, run_command_line, write_json
 from exllama.cli.flags import add_model_flags
+from exllama.loader.sources import open_checkpoint
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,14 +17,16 @@ from exllama.cli.console import progress_bars
 from exllama.cli.flags import placement_options
 from exllama.generator import Generator, Sampling
 
+TEMPERATURE = 0.3  # small models ramble above it
 SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
 def start(args: argparse.Namespace) -> int:
     """args: the flags of `python -m exllama.chat`."""
     given = {name: getattr(args, name) for name in SAMPLING_FLAGS if getattr(args, name) is not None}
-    conversation = Conversation(Sampling(**given), args.system, args.max_new_tokens)
     question = None if is_interactive() else sys.stdin.read()
+    given.setdefault("temperature", TEMPERATURE if question is None else 0.0)  # a script gives the same answer twice
+    conversation = Conversation(Sampling(**given), args.system, args.max_new_tokens)
     with progress_bars() as progress:
         generator = Generator.from_pretrained(args.model, **placement_options(args), progress=progress)
     with generator:

@@ -23,12 +23,13 @@ pytestmark = pytest.mark.model
 
 def environment(folder: Path, **changes: str) -> dict[str, str]:
     """This process's environment with an own home for history, and the default model that the machine already has."""
-    return {**os.environ, "HOME": str(folder), "TERM": "xterm", "PYTHONPATH": str(ROOT), **changes}
+    own = {"HOME": str(folder), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **own, **changes}
 
 
 def ask(words: list[str], question: str | bytes, folder: Path, **changes: str) -> subprocess.CompletedProcess[bytes]:
     data = question if isinstance(question, bytes) else question.encode()
-    command = [sys.executable, "-m", "exllama.chat", "-m", str(resolve("default")), "--temperature", "0", *words]
+    command = [sys.executable, "-m", "exllama.chat", "-m", str(resolve("default")), *words]
     env = environment(folder, **changes)
     return subprocess.run(command, input=data, capture_output=True, timeout=300, env=env, cwd=folder)
 
@@ -73,7 +74,7 @@ class Terminal:
     def wait_for(self, pattern: str, seconds: float = 120.0) -> str:
         """Reads until the pattern appears in what was shown since the last call, and returns that."""
         deadline = time.monotonic() + seconds
-        while not (found := re.search(pattern, self.shown, re.DOTALL)):
+        while not (found := re.search(pattern, self._plain(), re.DOTALL)):
             left = deadline - time.monotonic()
             assert left > 0, f"{pattern!r} did not appear in {self.shown[-2000:]!r}"
             if select.select([self.master], [], [], min(left, 0.5))[0]:
@@ -81,17 +82,24 @@ class Terminal:
                     self.shown += os.read(self.master, 65536).decode("utf-8", "replace")
                 except OSError:
                     raise AssertionError(f"the chat ended before {pattern!r}: {self.shown[-2000:]!r}") from None
-        seen, self.shown = self.shown[: found.end()], self.shown[found.end() :]
-        return seen
+        plain = self._plain()
+        self.shown = plain[found.end() :]
+        return plain[: found.end()]
+
+    def _plain(self) -> str:
+        """What is shown, without colours and cursor movements."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", self.shown)
 
     def exit_code(self) -> int:
-        for _ in range(300):
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
             pid, status = os.waitpid(self.child, os.WNOHANG)
             if pid:
                 return os.waitstatus_to_exitcode(status)
             with contextlib.suppress(OSError):  # a full terminal must not keep the child from ending
                 if select.select([self.master], [], [], 0.1)[0]:
                     os.read(self.master, 65536)
+            time.sleep(0.02)
         raise AssertionError("the chat did not end")
 
 
@@ -115,19 +123,21 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
 def test_a_conversation_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
-    terminal.wait_for(r"/help lists the commands.*> ")
+    terminal.wait_for(r"/help\s+lists the commands.*>")
     terminal.type("What is the capital of France?\r")
-    assert "Paris" in terminal.wait_for(r"tokens/s, context \d+ of \d+")
-    terminal.type("Count from 1 to 500, one number a line.\r")
-    terminal.wait_for(r"1.*2.*3")
+    assert "Paris" in terminal.wait_for(r"tokens/s,\s+context \d+ of \d+")
+    terminal.type("/params repetition_penalty 0.5\r")  # what was said once is said for ever
+    terminal.wait_for(r"repetition_penalty = 0.5.*>")
+    terminal.type("Tell a story.\r")
+    terminal.wait_for(r"Tell a story.*\n\s*\w+\W+\w+\W+\w+")
     terminal.type("\x03")
-    terminal.wait_for(r"stopped.*> ")
+    terminal.wait_for(r"stopped.*>")
     terminal.type("/stats\r")
-    terminal.wait_for(r"answers   2.*> ")
+    terminal.wait_for(r"answers   2.*>")
     terminal.type(f"/save {tmp_path / 'talk.json'}\r")
-    terminal.wait_for(r"saved 4 messages.*> ")
+    terminal.wait_for(r"saved 4 messages.*>")
     terminal.type("/nonsense\r")
-    terminal.wait_for(r"no command /nonsense.*> ")
+    terminal.wait_for(r"no command /nonsense.*>")
     terminal.type("/quit\r")
     assert terminal.exit_code() == 0
     assert (tmp_path / "talk.json").is_file()
