@@ -119,7 +119,8 @@ class Scheduler:
             row = self._step.page_table[sequence.slot, : len(sequence.table.pages)]
             assert row.tolist() == sequence.table.pages, "the page table disagrees with the pages of its sequence"
         for sequence in self._waiting:
-            assert (sequence.slot, sequence.table.pages) == (-1, []), "a waiting sequence holds pages"
+            held = (sequence.slot, sequence.computed, sequence.table.pages)
+            assert held == (-1, 0, []), "a waiting sequence holds pages"
 
     def _add_draws(self) -> None:
         """One row for every running sequence that lacks nothing but its last token, the oldest first."""
