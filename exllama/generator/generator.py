@@ -143,7 +143,7 @@ class Generator:
 
         Raises what `enqueue` raises, and NumericsError when the model's output is no number.
         """
-        several = not isinstance(prompt, str) and len(prompt) > 0 and not _is_token(prompt[0])
+        several = isinstance(prompt, (list, tuple)) and len(prompt) > 0 and not _is_token(prompt[0])
         prompts = prompt if several else [prompt]
         jobs = [Job(each, max_new_tokens, sampling, stop) for each in prompts]
         for _ in self._run(jobs):
@@ -280,11 +280,13 @@ class Generator:
 
     def _token_ids(self, prompt: Prompt) -> NDArray[np.int32]:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if isinstance(ids, (Mapping, bytes)) or not hasattr(ids, "__len__"):
+            raise UsageError(f"the prompt is {type(prompt).__name__}, expected text or a sequence of token ids")
         if len(ids) == 0:
             raise UsageError("the prompt has no tokens, expected at least one")
         array = np.asarray(ids)
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise UsageError("the prompt is neither text nor a sequence of token ids")
+            raise UsageError("the prompt holds something else than token ids, expected text or a sequence of token ids")
         if array.min() < 0 or array.max() >= self.model.vocab_size:
             wrong = array.min() if array.min() < 0 else array.max()
             raise UsageError(f"the prompt holds token id {wrong}, expected 0 to {self.model.vocab_size - 1}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from exllama.errors import ContextError, NumericsError, UsageError
 from exllama.generator import Event, Finished, Generator, Job, Prefill, Sampling, Started, Text
@@ -157,11 +159,13 @@ def test_a_prompt_that_cannot_fit_is_refused_with_counts(context: int, limit: in
     generator.check_integrity()
 
 
-@pytest.mark.parametrize("prompt", ["", [], [128], [-1], [1.5], [[1]], [True] * 0, ["a", 1], {}, b""])
+@pytest.mark.parametrize("prompt", ["", [], [128], [-1], [1.5], [[1]], [True], ["a", 1], {}, b"a", None, 5, [2**70]])
 def test_prompts_that_mean_nothing(prompt: Any) -> None:
     generator, _ = make()
     with pytest.raises(UsageError):
         generator.enqueue(Job(prompt))
+    with pytest.raises(UsageError):
+        generator.generate([prompt], 1)
     assert not generator.active
 
 
@@ -316,3 +320,21 @@ def test_idle_steps_are_harmless() -> None:
     assert generator.step() == []
     assert not generator.active
     assert runner.rows == []
+
+
+def test_a_decode_step_costs_little_beside_the_model() -> None:
+    """Scheduling, commit, text and events of one sequence: measured 13 us; 60 us are 5 % of the smallest model's step.
+
+    The fastest tenth counts: the machine may be busy.
+    """
+    generator, runner = make(pages=16, batch=1)
+    logits = torch.zeros((1, 128))
+    logits[0, 65] = 1.0
+    runner.forward = lambda batch: logits  # type: ignore[method-assign]
+    generator.enqueue(Job("hello", max_new_tokens=None))
+    seconds = []
+    for _ in range(2000):
+        begin = time.perf_counter()
+        generator.step()
+        seconds.append(time.perf_counter() - begin)
+    assert sorted(seconds)[200] < 60e-6
