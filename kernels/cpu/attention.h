@@ -9,6 +9,7 @@
 //   values   fp16: fp32 multiply-adds.        packed: the scale of the token goes into its probability.
 #pragma once
 
+#include "dense.h"
 #include "kv_cache.h"
 #include "team.h"
 #include "unpack.h"
@@ -60,6 +61,7 @@ template <int n> void scores_half(const uint16_t* keys, int d, const float* cons
     f32v even[n], odd[n];
     for (int i = 0; i < n; ++i) even[i] = odd[i] = f_zero();
     for (int f = 0; f < d; f += 2) {
+        __builtin_prefetch(keys + 16 * f + prefetch_distance);
         const f32v k0 = f_load_half(keys + 16 * f), k1 = f_load_half(keys + 16 * f + 16);
         for (int i = 0; i < n; ++i) even[i] = f_fma(k0, f_set(q[i][f]), even[i]);
         for (int i = 0; i < n; ++i) odd[i] = f_fma(k1, f_set(q[i][f + 1]), odd[i]);
@@ -104,6 +106,7 @@ void weigh_half(const uint16_t* values, int d, int f, int t0, int t1, const floa
         for (int j = 0; j < v; ++j) sum[i][j] = f_zero();
     for (int t = t0; t < t1; ++t) {
         f32v value[v];
+        for (int j = 0; j < v; j += 2) __builtin_prefetch(values + int64_t(t) * d + f + 16 * j + prefetch_distance);
         for (int j = 0; j < v; ++j) value[j] = f_load_half(values + int64_t(t) * d + f + 16 * j);
         for (int i = 0; i < n; ++i) {
             const f32v weight = f_set(p[i][t]);
