@@ -211,6 +211,16 @@ def test_prompts_that_together_outgrow_the_cache_while_they_are_computed() -> No
     assert any(isinstance(event, Prefill) for event in events)
 
 
+def test_pages_that_running_prompts_still_need_are_not_given_to_others() -> None:
+    """Two prompts of seven pages on ten: the second waits, nothing is computed twice."""
+    generator, runner = make(pages=10, rows=64, batch=4)
+    jobs = [Job(prompt_of(7 * PAGE_SIZE - 50, i), 20) for i in range(2)]
+    events = finish(generator, jobs)
+    order = [(type(event), event.job) for event in events if isinstance(event, (Started, Finished))]
+    assert order == [(kind, job) for job in jobs for kind in (Started, Finished)]
+    assert sum(runner.rows) == sum(len(job.prompt) + 19 for job in jobs)
+
+
 def test_threads_may_do_anything_at_once() -> None:
     generator, _ = make(pages=12, rows=64, batch=6)
     wrong: list[Any] = []

@@ -121,6 +121,14 @@ def test_tokens_of_a_stop_string_are_not_told() -> None:
     assert (made.stop, made.text) == ("bcd", "a")
 
 
+def test_a_token_that_begins_where_the_shown_text_ends_waits() -> None:
+    made, (b, c, d) = answer("bcd"), b"bcd"
+    assert made.add(b) == ("", ())
+    assert made.add(b) == ("b", (b,))
+    assert made.add(c) == made.add(d) == ("", ())
+    assert (made.stop, made.text) == ("bcd", "b")
+
+
 def test_stops_end_jobs_at_the_right_place() -> None:
     generator, _ = make()
     whole = generator.generate("hello", max_new_tokens=200)
