@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
+
+try:
+    import termios
+except ImportError:  # Windows consoles neither echo nor translate while nobody reads
+    termios = None  # type: ignore[assignment]
 
 ESC = "\x1b"
 BEL = "\x07"
@@ -69,3 +76,21 @@ def clean(text: str) -> str:
 def is_interactive() -> bool:
     """A person sits at both ends."""
     return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+@contextlib.contextmanager
+def silent_keyboard() -> Iterator[None]:
+    """While an answer is written, keys are neither shown nor changed: they wait for the prompt. Ctrl-C works."""
+    if termios is None or not is_interactive():
+        yield
+        return
+    number = sys.stdin.fileno()
+    before = termios.tcgetattr(number)
+    silent = termios.tcgetattr(number)
+    silent[0] &= ~termios.ICRNL
+    silent[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(number, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(number, termios.TCSADRAIN, before)
