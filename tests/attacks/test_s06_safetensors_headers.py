@@ -32,6 +32,7 @@ HEADERS: dict[str, tuple[bytes, str]] = {
     "a key twice": (encode(b'{"a":' + ENTRY + b',"a":' + ENTRY + b"}", bytes(8)), "header"),
     "NaN": (encode(b'{"a": NaN}          '), "header"),
     "a million tensors": (encode(b"{" + b'"":0,' * (1 << 19) + b'"a":0}'), "header"),
+    "a million lists": (encode(b'{"a":[' + b"[]," * 1_300_000 + b"[]]}"), "header"),
     "a text of emoji": (encode(b'{"__metadata__":{"a":"' + b"\xf0\x9f\x99\x82" * 900_000 + b'"}}', b"x"), "file size"),
     "metadata that are no text": (encode({"__metadata__": {"a": 1}}), "__metadata__"),
     "metadata that are a list": (encode({"__metadata__": [1]}), "__metadata__"),

@@ -128,10 +128,10 @@ def test_the_default_model(default_model: Path) -> None:
 
 @pytest.mark.model
 def test_the_default_model_s_tokenizer_loads_fast(default_model: Path) -> None:
-    """0.1 s on an idle machine; the bound leaves room for a busy one."""
-    best = 1.0
+    """0.1 s of processor time, which a busy machine does not stretch much."""
+    spent = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.process_time()
         open_tokenizer(default_model)
-        best = min(best, time.perf_counter() - began)
-    assert best < 0.3
+        spent.append(time.process_time() - began)
+    assert min(spent) < 0.25
