@@ -70,7 +70,8 @@ class Norm:
 class Rope:
     """Half-split rotary embedding over the first 2 * len(inv_freq) features of a head.
 
-    Angle of pair (i, i + rot/2) at position p is float32(p) * inv_freq[i]; cos and sin are multiplied by `scale` (yarn, longrope).
+    Angle of pair (i, i + rot/2) at position p is float32(p) * inv_freq[i]; cos and sin are multiplied by `scale` (yarn,
+    longrope).
     """
 
     inv_freq: torch.Tensor  # (rot / 2,) float32
@@ -123,18 +124,30 @@ class Plan(Protocol):
         ...
 
     def rope_and_store(
-        self, q: Buffer, k: Buffer, v: Buffer, cache: LayerCache, rope: Rope | None,
-        q_norm: Norm | None = None, k_norm: Norm | None = None,
+        self,
+        q: Buffer,
+        k: Buffer,
+        v: Buffer,
+        cache: LayerCache,
+        rope: Rope | None,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
     ) -> None:
-        """q/k norm per head, then rotary embedding in place on q (R, H*D) and k (R, G*D), then k and v into the cache pages."""
+        """q/k norm per head, rotary embedding in place on q (R, H*D) and k (R, G*D), k and v into the cache pages."""
         ...
 
     def attention(
-        self, q: Buffer, out: Buffer, cache: LayerCache, scale: float, window: int | None = None, softcap: float = 0.0,
+        self,
+        q: Buffer,
+        out: Buffer,
+        cache: LayerCache,
+        scale: float,
+        window: int | None = None,
+        softcap: float = 0.0,
     ) -> None:
-        """Causal paged attention of q (R, H*D) over the row's own sequence. Position p sees [max(0, p - window + 1), p].
+        """Causal paged attention of q (R, H*D) over the row's sequence. Position p sees [max(0, p - window + 1), p].
 
-        softcap > 0: scores become softcap * tanh(score / softcap). Several query heads share a kv head: head h reads h * G // H.
+        softcap > 0: scores become softcap * tanh(score / softcap). Query head h reads kv head h * G // H.
         """
         ...
 
@@ -143,11 +156,16 @@ class Plan(Protocol):
         ...
 
     def run(
-        self, token_ids: np.ndarray, positions: np.ndarray, sequences: np.ndarray, page_table: np.ndarray, logit_rows: np.ndarray
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        page_table: np.ndarray,
+        logit_rows: np.ndarray,
     ) -> torch.Tensor:
         """Replays the pass.
 
-        token_ids, positions, sequences: (R,) int32; sequences[r] is the row of page_table (S, P) int32 that r's sequence uses;
+        token_ids, positions, sequences: (R,) int32; sequences[r] is the row of page_table (S, P) int32 of r's sequence;
         page_table[s, i] is the page that holds positions 256 i .. 256 i + 255. logit_rows: (L,) int32 row indices.
         Returns (L, vocab) float32, valid until the next run.
         """
@@ -191,8 +209,8 @@ def _team(threads: int) -> Any:
 def machine_limits(threads: int | None = None) -> dict[str, float]:
     """What this machine can do at most, measured now with `threads` workers (about a second).
 
-    read_gb_per_s: 10^9 bytes per second read from memory, best of five passes over 1 GiB; int8_gops: 10^9 operations per
-    second of the int8 dot products of the level in use (a multiply and an add are two).
+    read_gb_per_s: 10^9 bytes per second read from memory, best of five passes over 1 GiB. int8_gops: 10^9 operations
+    per second of the int8 dot products of the level in use (a multiply and an add are two).
     """
     team = _team(threads or default_threads())
     read = native().read_bandwidth(team, cpu_level(), 1 << 30, 5)
@@ -203,7 +221,7 @@ def machine_limits(threads: int | None = None) -> dict[str, float]:
 
 
 class SamplingParameters(Protocol):
-    """Arrays of which row r is element r; the history of row r is history[history_offsets[r] : history_offsets[r + 1]]."""
+    """Arrays with an element per row; row r's history is history[history_offsets[r] : history_offsets[r + 1]]."""
 
     temperature: np.ndarray[Any, np.dtype[np.float64]]
     top_k: np.ndarray[Any, np.dtype[np.int32]]
@@ -219,13 +237,22 @@ class SamplingParameters(Protocol):
 
 
 def sample(logits: torch.Tensor, rows: SamplingParameters) -> list[int]:
-    """The next token of every row: logits (L, V) float32 on the CPU -> L ids, -1 where no number is right (NaN, +inf, only -inf).
+    """The next token of every row: logits (L, V) float32 on the CPU -> L ids; -1: the row holds NaN, +inf or only -inf.
 
-    Probabilities are computed in float32 (2 ulp), sums in float64; the rules are those of generator/sampling/filters.py.
+    Probabilities are float32 (2 ulp), sums float64; the rules are those of generator/sampling/filters.py.
     """
     tokens: list[int] = native().sample_rows(
-        cpu_level(), logits.numpy(), rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.repetition_penalty,
-        rows.seed, rows.position, rows.history, rows.history_offsets,
+        cpu_level(),
+        logits.numpy(),
+        rows.temperature,
+        rows.top_k,
+        rows.top_p,
+        rows.min_p,
+        rows.repetition_penalty,
+        rows.seed,
+        rows.position,
+        rows.history,
+        rows.history_offsets,
     )
     return tokens
 
@@ -276,7 +303,7 @@ DENSE_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 def pack_blocks(type_name: str, shape: tuple[int, int], device: str = "cpu") -> Packer:
-    """GroupAffine from GGUF blocks; codes and scales are kept to the bit. shape: (N, K), K a multiple of the block size."""
+    """GroupAffine from GGUF blocks, codes and scales kept to the bit. shape: (N, K), K a multiple of the block size."""
     _only_cpu(device)
     if type_name not in BLOCK_TYPES:
         raise UnsupportedModelError(f"no kernel reads {type_name} blocks; there are {', '.join(BLOCK_TYPES)}")
@@ -286,7 +313,8 @@ def pack_blocks(type_name: str, shape: tuple[int, int], device: str = "cpu") -> 
 def pack_dense(dtype: str, shape: tuple[int, int], device: str = "cpu") -> Packer:
     """Dense from little-endian rows of float32, float16 or bfloat16.
 
-    Where the processor multiplies bf16 directly (levels avx512_bf16 and amx), float16 weights are held as bfloat16: rounding 2^-9.
+    Where the processor multiplies bf16 directly (levels avx512_bf16 and amx), float16 weights are held as bfloat16,
+    a rounding of 2^-9; docs/benchmarks.md has its divergence.
     """
     _only_cpu(device)
     if dtype not in DENSE_TYPES:
@@ -297,7 +325,9 @@ def pack_dense(dtype: str, shape: tuple[int, int], device: str = "cpu") -> Packe
 
 def _only_cpu(device: str) -> None:
     if device not in ("cpu", "reference"):
-        raise DeviceError(f"this build has no kernels for the device {device!r}; there is 'cpu' (and 'reference', slow and exact)")
+        raise DeviceError(
+            f"this build has no kernels for the device {device!r}; there is 'cpu' (and 'reference', slow and exact)"
+        )
 
 
 # --- KV cache ---
@@ -311,7 +341,9 @@ class CpuLayerCache:
         try:
             self.pages = native().CachePages(num_pages, num_kv_heads, head_dim, k_bits, v_bits)
         except ValueError as error:
-            raise UsageError(f"a cache of {num_kv_heads} heads of {head_dim} with {k_bits}/{v_bits} bits: {error}") from error
+            raise UsageError(
+                f"a cache of {num_kv_heads} heads of {head_dim} with {k_bits}/{v_bits} bits: {error}"
+            ) from error
 
     @property
     def nbytes(self) -> int:
@@ -321,7 +353,9 @@ class CpuLayerCache:
         self.pages.copy_page(source, target)
 
 
-def layer_cache(device: str, num_pages: int, num_kv_heads: int, head_dim: int, k_bits: int = 16, v_bits: int = 16) -> LayerCache:
+def layer_cache(
+    device: str, num_pages: int, num_kv_heads: int, head_dim: int, k_bits: int = 16, v_bits: int = 16
+) -> LayerCache:
     """Pages for one layer. k_bits, v_bits: 16 (fp16) or 2..8; head_dim a multiple of 16, of 32 where quantized."""
     _only_cpu(device)
     if device == "reference":
@@ -377,8 +411,14 @@ class CpuPlan:
         self._plan.linear(x.index, rows, *_norm(norm), activation, precise)
 
     def rope_and_store(
-        self, q: Buffer, k: Buffer, v: Buffer, cache: LayerCache, rope: Rope | None,
-        q_norm: Norm | None = None, k_norm: Norm | None = None,
+        self,
+        q: Buffer,
+        k: Buffer,
+        v: Buffer,
+        cache: LayerCache,
+        rope: Rope | None,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
     ) -> None:
         table = -1 if rope is None else self._rope_table(rope)
         self._plan.rope_and_store(q.index, k.index, v.index, _pages(cache), table, *_norm(q_norm), *_norm(k_norm))
@@ -400,7 +440,12 @@ class CpuPlan:
         self._plan.logits(x.index, _packed(head), *_norm(norm), softcap, True)
 
     def run(
-        self, token_ids: np.ndarray, positions: np.ndarray, sequences: np.ndarray, page_table: np.ndarray, logit_rows: np.ndarray
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        page_table: np.ndarray,
+        logit_rows: np.ndarray,
     ) -> torch.Tensor:
         out = np.empty((len(logit_rows), self._vocab), np.float32)
         try:

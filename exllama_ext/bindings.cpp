@@ -36,11 +36,14 @@ const Kernels& kernels_of(const std::string& level) {
 
 // Pages of one layer and the memory they live in.
 class CachePages {
-  public:
-    CachePages(int64_t pages, int32_t kv_heads, int32_t head_dim, int32_t key_bits, int32_t value_bits) : pages_(pages) {
+ public:
+    CachePages(int64_t pages, int32_t kv_heads, int32_t head_dim, int32_t key_bits, int32_t value_bits)
+        : pages_(pages) {
         const auto valid = [](int32_t bits) { return bits == 16 || (bits >= 2 && bits <= 8); };
-        require(pages > 0 && kv_heads > 0 && head_dim > 0 && valid(key_bits) && valid(value_bits), "cache shape out of range");
-        require(head_dim % ((key_bits == 16 && value_bits == 16) ? 16 : 32) == 0, "head_dim must be a multiple of 16, of 32 where the cache is quantized");
+        require(pages > 0 && kv_heads > 0 && head_dim > 0 && valid(key_bits) && valid(value_bits),
+                "cache shape out of range");
+        require(head_dim % ((key_bits == 16 && value_bits == 16) ? 16 : 32) == 0,
+                "head_dim must be a multiple of 16, of 32 where the cache is quantized");
         const auto bytes = [&](int32_t bits) {
             const int64_t values = int64_t(kv_heads) * head_dim * page_size;
             return bits == 16 ? values * 2 : values * bits / 8 + values / 32 * 2;
@@ -57,17 +60,21 @@ class CachePages {
     void copy_page(int64_t source, int64_t target) {
         check(source);
         check(target);
-        std::memmove(cache_.keys + target * cache_.key_page_bytes, cache_.keys + source * cache_.key_page_bytes, size_t(cache_.key_page_bytes));
-        std::memmove(cache_.values + target * cache_.value_page_bytes, cache_.values + source * cache_.value_page_bytes, size_t(cache_.value_page_bytes));
+        std::memmove(cache_.keys + target * cache_.key_page_bytes, cache_.keys + source * cache_.key_page_bytes,
+                     size_t(cache_.key_page_bytes));
+        std::memmove(cache_.values + target * cache_.value_page_bytes, cache_.values + source * cache_.value_page_bytes,
+                     size_t(cache_.value_page_bytes));
     }
     py::tuple page_bytes(int64_t page) const {
         check(page);
-        const auto copy = [](const uint8_t* p, int64_t n) { return py::bytes(reinterpret_cast<const char*>(p), size_t(n)); };
+        const auto copy = [](const uint8_t* p, int64_t n) {
+            return py::bytes(reinterpret_cast<const char*>(p), size_t(n));
+        };
         return py::make_tuple(copy(cache_.keys + page * cache_.key_page_bytes, cache_.key_page_bytes),
                               copy(cache_.values + page * cache_.value_page_bytes, cache_.value_page_bytes));
     }
 
-  private:
+ private:
     void check(int64_t page) const { require(page >= 0 && page < pages_, "page out of range"); }
     int64_t pages_;
     LayerCache cache_{};
@@ -76,7 +83,7 @@ class CachePages {
 
 // A plan, the Python objects whose memory it points into, and the lock that keeps two runs apart.
 class BoundPlan {
-  public:
+ public:
     BoundPlan(std::shared_ptr<Team> team, const std::string& level, int32_t max_rows, int32_t max_pages)
         : plan_(std::move(team), kernels_of(level), max_rows, max_pages) {
         require(max_rows > 0 && max_pages > 0, "max_rows and max_pages must be positive");
@@ -94,7 +101,8 @@ class BoundPlan {
     }
     void write(int index, const Floats& values) {
         const View& b = view(index);
-        require(values.ndim() == 2 && values.shape(1) == b.width && values.shape(0) <= plan_.max_rows(), "values do not fit the buffer");
+        require(values.ndim() == 2 && values.shape(1) == b.width && values.shape(0) <= plan_.max_rows(),
+                "values do not fit the buffer");
         std::memcpy(b.data, values.data(), size_t(values.nbytes()));
     }
 
@@ -126,12 +134,15 @@ class BoundPlan {
         plan_.add(RopeTableArgs{keep(inv_freq), int32_t(dim), scale, view(index).data});
         return index;
     }
-    void rope_and_store(int q, int k, int v, py::object cache, int table, py::object q_norm, float q_eps, py::object k_norm, float k_eps) {
+    void rope_and_store(int q, int k, int v, py::object cache, int table, py::object q_norm, float q_eps,
+                        py::object k_norm, float k_eps) {
         const LayerCache& c = pages(cache);
         RopeArgs args{};
         args.q = view(q).data, args.k = view(k).data, args.v = view(v).data;
         args.q_stride = view(q).width, args.k_stride = view(k).width, args.v_stride = view(v).width;
-        require(view(q).width % c.head_dim == 0 && view(k).width == c.num_kv_heads * c.head_dim && view(v).width == view(k).width, "q, k or v do not fit the cache");
+        require(view(q).width % c.head_dim == 0 && view(k).width == c.num_kv_heads * c.head_dim &&
+                    view(v).width == view(k).width,
+                "q, k or v do not fit the cache");
         args.num_heads = int32_t(view(q).width / c.head_dim);
         args.q_norm = optional(q_norm, c.head_dim), args.k_norm = optional(k_norm, c.head_dim);
         args.q_eps = q_eps, args.k_eps = k_eps;
@@ -146,32 +157,45 @@ class BoundPlan {
     void attention(int q, int out, py::object cache, float scale, int32_t window, float softcap) {
         const LayerCache& c = pages(cache);
         const int64_t width = view(q).width;
-        require(width % c.head_dim == 0 && view(out).width == width && (width / c.head_dim) % c.num_kv_heads == 0, "query heads do not fit the cache");
-        plan_.add(AttentionArgs{view(q).data, view(out).data, width, width, int32_t(width / c.head_dim), scale, window, softcap, c});
+        require(width % c.head_dim == 0 && view(out).width == width && (width / c.head_dim) % c.num_kv_heads == 0,
+                "query heads do not fit the cache");
+        plan_.add(AttentionArgs{view(q).data, view(out).data, width, width, int32_t(width / c.head_dim), scale, window,
+                                softcap, c});
     }
 
-    void run(const Ints& ids, const Ints& positions, const Ints& sequences, const Ints& page_table, const Ints& logit_rows, Floats out) {
+    void run(const Ints& ids, const Ints& positions, const Ints& sequences, const Ints& page_table,
+             const Ints& logit_rows, Floats out) {
         const int64_t rows = ids.size();
-        require(rows > 0 && rows <= plan_.max_rows() && positions.size() == rows && sequences.size() == rows, "row arrays differ in length or exceed max_rows");
-        require(page_table.ndim() == 2 && page_table.shape(1) <= plan_.max_pages(), "the page table is wider than the plan allows");
-        require(logit_rows.size() <= rows && out.ndim() == 2 && out.shape(0) == logit_rows.size() && out.shape(1) == logit_width_, "logits have the wrong shape");
+        require(rows > 0 && rows <= plan_.max_rows() && positions.size() == rows && sequences.size() == rows,
+                "row arrays differ in length or exceed max_rows");
+        require(page_table.ndim() == 2 && page_table.shape(1) <= plan_.max_pages(),
+                "the page table is wider than the plan allows");
+        require(logit_rows.size() <= rows && out.ndim() == 2 && out.shape(0) == logit_rows.size() &&
+                    out.shape(1) == logit_width_,
+                "logits have the wrong shape");
         for (int64_t r = 0; r < rows; ++r) {
             const int64_t s = sequences.data()[r], page = positions.data()[r] / page_size;
             require(ids.data()[r] >= 0 && ids.data()[r] < vocabulary_, "token id outside the vocabulary");
-            require(positions.data()[r] >= 0 && s >= 0 && s < page_table.shape(0) && page < page_table.shape(1), "position or sequence out of range");
+            require(positions.data()[r] >= 0 && s >= 0 && s < page_table.shape(0) && page < page_table.shape(1),
+                    "position or sequence out of range");
             const bool new_tile = r == 0 || sequences.data()[r - 1] != s;
-            require(new_tile || positions.data()[r] == positions.data()[r - 1] + 1, "positions of a sequence must ascend by one");
-            if (new_tile || positions.data()[r] % page_size == 0) check_pages(page_table.data() + s * page_table.shape(1), page);
+            require(new_tile || positions.data()[r] == positions.data()[r - 1] + 1,
+                    "positions of a sequence must ascend by one");
+            if (new_tile || positions.data()[r] % page_size == 0)
+                check_pages(page_table.data() + s * page_table.shape(1), page);
         }
-        for (int64_t i = 0; i < logit_rows.size(); ++i) require(logit_rows.data()[i] >= 0 && logit_rows.data()[i] < rows, "logit row out of range");
-        Run r{int32_t(rows), ids.data(), positions.data(), sequences.data(), page_table.data(), int32_t(page_table.shape(1)), nullptr};
+        for (int64_t i = 0; i < logit_rows.size(); ++i)
+            require(logit_rows.data()[i] >= 0 && logit_rows.data()[i] < rows, "logit row out of range");
+        Run r{int32_t(rows),    ids.data(),        positions.data(),
+              sequences.data(), page_table.data(), int32_t(page_table.shape(1)),
+              nullptr};
         float* target = out.mutable_data();
         py::gil_scoped_release release;
         const std::lock_guard<std::mutex> guard(mutex());
         plan_.run(r, logit_rows.data(), int32_t(logit_rows.size()), target);
     }
 
-  private:
+ private:
     struct View {
         float* data;
         int64_t width;
@@ -206,7 +230,8 @@ class BoundPlan {
         return keep(array);
     }
     void check_pages(const int32_t* table, int64_t last) const {
-        for (int64_t i = 0; i <= last; ++i) require(table[i] >= 0 && (num_pages_ < 0 || table[i] < num_pages_), "page number outside the cache");
+        for (int64_t i = 0; i <= last; ++i)
+            require(table[i] >= 0 && (num_pages_ < 0 || table[i] < num_pages_), "page number outside the cache");
     }
     LinearArgs input_args(int x, const py::object& norm, float eps, bool precise) {
         LinearArgs args{};
@@ -218,7 +243,8 @@ class BoundPlan {
         args.precise = precise;
         return args;
     }
-    LinearArgs linear_args(int x, const py::list& projections, const py::object& norm, float eps, int activation, bool precise) {
+    LinearArgs linear_args(int x, const py::list& projections, const py::object& norm, float eps, int activation,
+                           bool precise) {
         LinearArgs args = input_args(x, norm, eps, precise);
         require(projections.size() >= 1 && projections.size() <= size_t(max_projections), "too many projections");
         args.activation = static_cast<Activation>(activation);
@@ -227,12 +253,15 @@ class BoundPlan {
             const Weight& w = weight(p[0]);
             const bool unused = args.activation != Activation::none && args.num_projections == 1;
             require(w.cols == args.cols, "a weight's input width differs from the buffer's");
-            require(unused || view(p[1].cast<int>()).width == w.rows, "a weight's output width differs from the buffer's");
+            require(unused || view(p[1].cast<int>()).width == w.rows,
+                    "a weight's output width differs from the buffer's");
             const View out = unused ? View{nullptr, 0} : view(p[1].cast<int>());
-            args.projection[args.num_projections++] = {&w, out.data, out.width, optional(p[2], w.rows), p[3].cast<bool>()};
+            args.projection[args.num_projections++] = {&w, out.data, out.width, optional(p[2], w.rows),
+                                                       p[3].cast<bool>()};
         }
         if (args.activation != Activation::none)
-            require(args.num_projections == 2 && args.projection[0].weight->rows == args.projection[1].weight->rows, "gate and up differ in shape");
+            require(args.num_projections == 2 && args.projection[0].weight->rows == args.projection[1].weight->rows,
+                    "gate and up differ in shape");
         return args;
     }
 
@@ -265,21 +294,32 @@ py::list available_levels() {
 using Doubles = py::array_t<double, py::array::c_style>;
 
 // Parameters of row r in element r; history of row r in [offsets[r], offsets[r + 1]).
-py::list sample_rows(const std::string& level, const Floats& logits, const Doubles& temperature, const Ints& top_k, const Doubles& top_p,
-                     const Doubles& min_p, const Doubles& penalty, const py::array_t<uint64_t>& seed, const py::array_t<int64_t>& position,
-                     const Ints& history, const Ints& offsets) {
+py::list sample_rows(const std::string& level, const Floats& logits, const Doubles& temperature, const Ints& top_k,
+                     const Doubles& top_p, const Doubles& min_p, const Doubles& penalty,
+                     const py::array_t<uint64_t>& seed, const py::array_t<int64_t>& position, const Ints& history,
+                     const Ints& offsets) {
     require(logits.ndim() == 2, "logits must be (rows, vocabulary)");
     const int64_t rows = logits.shape(0), vocab = logits.shape(1);
-    for (const py::array& array : {py::array(temperature), py::array(top_k), py::array(top_p), py::array(min_p), py::array(penalty), py::array(seed), py::array(position)})
+    for (const py::array& array : {py::array(temperature), py::array(top_k), py::array(top_p), py::array(min_p),
+                                   py::array(penalty), py::array(seed), py::array(position)})
         require(array.size() >= rows, "sampling parameters are fewer than the rows");
-    require(offsets.size() > rows && offsets.at(0) == 0 && offsets.at(rows) <= history.size(), "history offsets are out of range");
+    require(offsets.size() > rows && offsets.at(0) == 0 && offsets.at(rows) <= history.size(),
+            "history offsets are out of range");
     const Kernels& kernels = kernels_of(level);
     std::vector<float> scratch(static_cast<size_t>(vocab));
     py::list tokens;
     for (int64_t r = 0; r < rows; ++r) {
         const int32_t begin = offsets.at(r), length = offsets.at(r + 1) - begin;
         require(length >= 0, "history offsets must ascend");
-        const SampleRow row{temperature.at(r), top_k.at(r), top_p.at(r), min_p.at(r), penalty.at(r), seed.at(r), uint64_t(position.at(r)), history.data() + begin, length};
+        const SampleRow row{temperature.at(r),
+                            top_k.at(r),
+                            top_p.at(r),
+                            min_p.at(r),
+                            penalty.at(r),
+                            seed.at(r),
+                            uint64_t(position.at(r)),
+                            history.data() + begin,
+                            length};
         tokens.append(sample(kernels, logits.data() + r * vocab, scratch.data(), int32_t(vocab), row));
     }
     return tokens;
@@ -304,16 +344,19 @@ PYBIND11_MODULE(_C, m) {
     m.def("sample_rows", sample_rows);
     m.def("dequantize", dequantize);
 
-    py::class_<Team, std::shared_ptr<Team>>(m, "Team").def(py::init<int>()).def_property_readonly("count", &Team::count);
+    py::class_<Team, std::shared_ptr<Team>>(m, "Team")
+        .def(py::init<int>())
+        .def_property_readonly("count", &Team::count);
     py::class_<PackedWeight>(m, "PackedWeight")
         .def(py::init<const std::string&, int64_t, int64_t, const std::string&>())
-        .def("add_rows", [](PackedWeight& w, int64_t start, const Bytes& raw) {
-            require(raw.ndim() == 2 && raw.shape(1) == w.row_bytes(), "raw rows have the wrong length");
-            const uint8_t* data = raw.data();
-            const int64_t count = raw.shape(0);
-            py::gil_scoped_release release;
-            w.add_rows(start, data, count);
-        })
+        .def("add_rows",
+             [](PackedWeight& w, int64_t start, const Bytes& raw) {
+                 require(raw.ndim() == 2 && raw.shape(1) == w.row_bytes(), "raw rows have the wrong length");
+                 const uint8_t* data = raw.data();
+                 const int64_t count = raw.shape(0);
+                 py::gil_scoped_release release;
+                 w.add_rows(start, data, count);
+             })
         .def_property_readonly("row_bytes", &PackedWeight::row_bytes)
         .def_property_readonly("nbytes", &PackedWeight::nbytes);
     py::class_<CachePages>(m, "CachePages")

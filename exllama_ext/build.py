@@ -20,7 +20,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CPU = ROOT / "kernels" / "cpu"
 
-COMMON_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"]
+COMMON_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mprefer-vector-width=512"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # gcc 12 warns about its own AVX-512 headers.
@@ -94,7 +103,11 @@ def write_ninja(build_dir: Path, target: Path, extra: list[str]) -> None:
 
     for order, level in enumerate(LEVELS):
         if level in levels():
-            add(CPU / "level.cpp", f"level_{level}.o", " ".join([f"-DEXL_LEVEL={order}", f"-DEXL_ISA={level}", *LEVELS[level]]))
+            add(
+                CPU / "level.cpp",
+                f"level_{level}.o",
+                " ".join([f"-DEXL_LEVEL={order}", f"-DEXL_ISA={level}", *LEVELS[level]]),
+            )
     for name in PLAIN_SOURCES:
         add(CPU / name, name.replace(".cpp", ".o"))
     add(ROOT / "exllama_ext" / "bindings.cpp", "bindings.o")
@@ -104,13 +117,17 @@ def write_ninja(build_dir: Path, target: Path, extra: list[str]) -> None:
 
 def build_cpu(out_dir: Path, debug: bool = False) -> Path:
     """Builds `_C` into out_dir and returns its path; does nothing when it is up to date. Raises BuildFailed."""
-    build_dir = ROOT / "build" / ("cpu-debug" if debug else "cpu") / f"cp{sys.version_info.major}{sys.version_info.minor}"
+    build_dir = (
+        ROOT / "build" / ("cpu-debug" if debug else "cpu") / f"cp{sys.version_info.major}{sys.version_info.minor}"
+    )
     build_dir.mkdir(parents=True, exist_ok=True)
     target = out_dir.resolve() / module_name()
     sanitize = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"] if debug else []
     write_ninja(build_dir, target, sanitize)
     ninja = _tool("ninja", "pip install ninja")
-    result = subprocess.run([ninja, "-C", str(build_dir), "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    result = subprocess.run(
+        [ninja, "-C", str(build_dir), "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if result.returncode:
         first = next((line for line in result.stdout.splitlines() if "error" in line), "")
         raise BuildFailed(f"the native build failed: {first}\n{result.stdout[-4000:]}")
@@ -118,9 +135,13 @@ def build_cpu(out_dir: Path, debug: bool = False) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m exllama_ext.build", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m exllama_ext.build", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("backend", choices=["cpu"], help="what to build")
-    parser.add_argument("--out", type=Path, default=ROOT / "exllama_ext", help="folder for the module (default: in place)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "exllama_ext", help="folder for the module (default: in place)"
+    )
     parser.add_argument("--debug", action="store_true", help="AddressSanitizer and UBSan")
     arguments = parser.parse_args()
     try:

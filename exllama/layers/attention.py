@@ -64,7 +64,7 @@ class Attention(Module):
         q, out = recording.scratch("q", self.q_width), recording.scratch("attention", self.q_width)
         k, v = recording.scratch("k", self.kv_width), recording.scratch("v", self.kv_width)
         projections = [self.q.projection(q), self.k.projection(k), self.v.projection(v)]
-        # Rounding the input of q and k to 8 bits costs more divergence than all other inputs of a block (docs/kernels-cpu.md).
+        # Rounding the input of q, k and v to 8 bits costs more divergence than any other input (docs/benchmarks.md).
         plan.linear(recording.hidden, projections, self.norm.norm(), precise=True)
         q_norm, k_norm = (norm.norm() if norm else None for norm in (self.q_norm, self.k_norm))
         plan.rope_and_store(q, k, v, cache, self.rope, q_norm, k_norm)

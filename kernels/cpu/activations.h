@@ -33,14 +33,15 @@ struct Rows {
     uint8_t* base;
     int64_t stride;
     int count;  // records, residuals included
-    int k;      // padded columns
+    int k;  // padded columns
 
     Record operator[](int64_t row) const { return {base + row * stride}; }
 };
 
 // An odd number of cache lines, so that 16 rows of a tile do not fall into one cache set.
 inline int64_t record_bytes(ActivationType type, int k) {
-    const int64_t bytes = type == ActivationType::int8 ? k + int64_t(k / 32) * 28 : int64_t(k) * (type == ActivationType::bf16 ? 2 : 4);
+    const int64_t bytes =
+        type == ActivationType::int8 ? k + int64_t(k / 32) * 28 : int64_t(k) * (type == ActivationType::bf16 ? 2 : 4);
     return ((bytes + 63) / 64 | 1) * 64;
 }
 
@@ -98,7 +99,8 @@ inline void normalize_row(const float* x, const float* weight, float eps, int n,
 }
 
 // Fills the record of row r (and its residual at r + rows). `line` holds k floats and is overwritten.
-inline void prepare_row(const LinearArgs& args, const float* x, ActivationType type, const Rows& rows, int r, int num_rows, float* line) {
+inline void prepare_row(const LinearArgs& args, const float* x, ActivationType type, const Rows& rows, int r,
+                        int num_rows, float* line) {
     normalize_row(x, args.norm, args.eps, args.cols, rows.k, line);
     if (type == ActivationType::int8) {
         quantize_row(line, rows.k, rows[r], args.precise);

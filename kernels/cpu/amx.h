@@ -20,9 +20,15 @@ template <int t> inline void tile_store(void* p, int64_t stride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(t) : "memory");
 }
 // c += a (16 x 4n) times b (4n x 16): signed by unsigned bytes, signed by signed bytes, bf16.
-template <int c, int a, int b> inline void tile_dot_su() { asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b)); }
-template <int c, int a, int b> inline void tile_dot_ss() { asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b)); }
-template <int c, int a, int b> inline void tile_dot_bf16() { asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b)); }
+template <int c, int a, int b> inline void tile_dot_su() {
+    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
+}
+template <int c, int a, int b> inline void tile_dot_ss() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
+}
+template <int c, int a, int b> inline void tile_dot_bf16() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
+}
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1;
@@ -80,15 +86,17 @@ inline void tile_product(const int8_t* codes, int64_t stride, const uint8_t* pan
     tile_zero<c>();
     tile_load<a>(codes, stride);
     tile_load<b>(panel, 64);
-    if constexpr (Scales<scheme>::has_offset) tile_dot_su<c, a, b>();
-    else tile_dot_ss<c, a, b>();
+    if constexpr (Scales<scheme>::has_offset)
+        tile_dot_su<c, a, b>();
+    else
+        tile_dot_ss<c, a, b>();
     tile_store<c>(out, 64);
 }
 
 // 16 rows from `first`, y (16, 16). Two groups are multiplied while the two before them are flushed: a tile product takes
 // about 50 cycles to arrive, flushing it about 30 (measured on Sapphire Rapids).
-template <Scheme scheme>
-void tile_rows(const uint8_t* scales, const uint8_t* panel, const Rows& rows, int first, const TileScales* t, float* y) {
+template <Scheme scheme> void tile_rows(const uint8_t* scales, const uint8_t* panel, const Rows& rows, int first,
+                                        const TileScales* t, float* y) {
     using S = Scales<scheme>;
     constexpr int size = S::size;
     const int groups = rows.k / size;
@@ -106,7 +114,8 @@ void tile_rows(const uint8_t* scales, const uint8_t* panel, const Rows& rows, in
         const TileScales& ts = t[g * size / 32];
         const float* scaled = size == 32 ? ts.scaled_sum : ts.scaled_sum16[g & 1];
 #pragma GCC unroll 16
-        for (int m = 0; m < 16; ++m) sum[m] = flush<scheme>(sum[m], i_load(dots + 16 * m), s, o, ts.scale[m], scaled[m]);
+        for (int m = 0; m < 16; ++m)
+            sum[m] = flush<scheme>(sum[m], i_load(dots + 16 * m), s, o, ts.scale[m], scaled[m]);
     };
     int g = 0;
     if (groups >= 2) start(0, Constant<0>{}), start(1, Constant<1>{});
@@ -121,22 +130,23 @@ void tile_rows(const uint8_t* scales, const uint8_t* panel, const Rows& rows, in
     for (int m = 0; m < 16; ++m) f_store(y + 16 * m, sum[m]);
 }
 
-template <int bits, Scheme scheme>
-void tile_multiply(const Weight& w, const uint8_t* block, const Rows& rows, int first, int count, const TileScales* scales,
-                   uint8_t* panel, Worker& worker, float* y) {
+template <int bits, Scheme scheme> void tile_multiply(const Weight& w, const uint8_t* block, const Rows& rows,
+                                                      int first, int count, const TileScales* scales, uint8_t* panel,
+                                                      Worker& worker, float* y) {
     int done = 0;
     if (count >= 16) {
         configure_tiles(worker, 16, Scales<scheme>::size);
         unpack_block<bits, scheme>(w, block, rows.k, panel);
         for (; count - done >= 16; done += 16)
-            tile_rows<scheme>(block + w.scales_offset, panel, rows, first + done, scales + int64_t((first + done) / 16) * (rows.k / 32),
-                              y + 16 * done);
+            tile_rows<scheme>(block + w.scales_offset, panel, rows, first + done,
+                              scales + int64_t((first + done) / 16) * (rows.k / 32), y + 16 * done);
     }
     if (done < count) block_multiply<bits, scheme>(w, block, rows, first + done, count - done, y + 16 * done);
 }
 
 // bf16: 64 rows as four independent sums while there are as many, then up to 16 at a time.
-inline void dense_tile_multiply(const uint8_t* block, const Rows& rows, int first, int count, Worker& worker, float* y) {
+inline void dense_tile_multiply(const uint8_t* block, const Rows& rows, int first, int count, Worker& worker,
+                                float* y) {
     int done = 0;
     if (count >= 64) configure_tiles(worker, 16, 64);
     for (; count - done >= 64; done += 64) {

@@ -21,16 +21,16 @@ constexpr int split_tasks_per_worker = 4;  // fewer tasks than this: pages are s
 
 struct PackedQuery {  // of one 32-feature group
     int8_t high[32], low[32];
-    float scale;      // of the 15-bit integer, times 1 / (2 m)
-    int32_t sum;      // of the 15-bit integers
+    float scale;  // of the 15-bit integer, times 1 / (2 m)
+    int32_t sum;  // of the 15-bit integers
 };
 
 struct QueryTile {
     int first_row, num_rows, num_queries, kv_head;
     int first_head, num_heads;  // query heads of this task; query q is row q / num_heads, head q % num_heads
     int min_position, max_position;
-    float* vectors;        // (num_queries, D), scaled, rotated where keys are packed
-    PackedQuery* packed;   // (num_queries, D / 32)
+    float* vectors;  // (num_queries, D), scaled, rotated where keys are packed
+    PackedQuery* packed;  // (num_queries, D / 32)
     int32_t positions[max_queries];
 };
 
@@ -69,8 +69,8 @@ template <int n> void scores_half(const uint16_t* keys, int d, const float* cons
     for (int i = 0; i < n; ++i) f_store(out[i], f_add(even[i], odd[i]));
 }
 
-template <int bits, int n>
-void scores_packed(const uint8_t* codes, const uint16_t* scales, int groups, const PackedQuery* const* q, float* const* out) {
+template <int bits, int n> void scores_packed(const uint8_t* codes, const uint16_t* scales, int groups,
+                                              const PackedQuery* const* q, float* const* out) {
     f32v score[n];
     for (int i = 0; i < n; ++i) score[i] = f_zero();
     for (int g = 0; g < groups; ++g) {
@@ -206,7 +206,8 @@ inline Partial* at(Partial* first, int i, int d) {
     return reinterpret_cast<Partial*>(reinterpret_cast<float*>(first) + i * partial_floats(d));
 }
 
-inline void score_page(const AttentionArgs& args, const QueryTile& tile, const uint8_t* keys, int block0, int block1, float* scores) {
+inline void score_page(const AttentionArgs& args, const QueryTile& tile, const uint8_t* keys, int block0, int block1,
+                       float* scores) {
     const LayerCache& c = args.cache;
     const int d = c.head_dim, groups = d / 32;
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(keys + page_layout(c).key_scales);
@@ -221,9 +222,11 @@ inline void score_page(const AttentionArgs& args, const QueryTile& tile, const u
                 out[i] = scores + (first + i) * page_size + 16 * block;
             }
             if (c.key_bits == half_bits)
-                return scores_half<n.value>(reinterpret_cast<const uint16_t*>(keys) + int64_t(block) * d * 16, d, q, out);
+                return scores_half<n.value>(reinterpret_cast<const uint16_t*>(keys) + int64_t(block) * d * 16, d, q,
+                                            out);
             by_bits(c.key_bits, [&](auto bits) {
-                scores_packed<bits.value, n.value>(keys + int64_t(block) * groups * 64 * bits.value, scales + block * groups * 16, groups, packed, out);
+                scores_packed<bits.value, n.value>(keys + int64_t(block) * groups * 64 * bits.value,
+                                                   scales + block * groups * 16, groups, packed, out);
             });
         });
     }
@@ -255,7 +258,8 @@ inline void softmax_page(float softcap, int low, int high, int block0, int block
     out.sum = f_sum(sum);
 }
 
-inline void weigh_page(const AttentionArgs& args, const QueryTile& tile, const uint8_t* values, int t0, int t1, AttentionScratch& s, Partial* out) {
+inline void weigh_page(const AttentionArgs& args, const QueryTile& tile, const uint8_t* values, int t0, int t1,
+                       AttentionScratch& s, Partial* out) {
     const LayerCache& c = args.cache;
     const int d = c.head_dim;
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(values + page_layout(c).value_scales);
@@ -343,7 +347,8 @@ inline int tasks_per_tile(const AttentionArgs& args) {
 }
 
 // `part` counts the tasks of a tile of rows: kv heads, then parts of their query heads.
-inline void open_tile(const AttentionArgs& args, const Run& run, int first_row, int num_rows, int part, QueryTile& tile) {
+inline void open_tile(const AttentionArgs& args, const Run& run, int first_row, int num_rows, int part,
+                      QueryTile& tile) {
     const LayerCache& c = args.cache;
     const int d = c.head_dim, group = args.num_heads / c.num_kv_heads, parts = tasks_per_tile(args) / c.num_kv_heads;
     const int start = part % parts * heads_per_task(args), rest = group - start;
@@ -375,7 +380,8 @@ inline void close_tile(const AttentionArgs& args, const QueryTile& tile, Partial
     for (int q = 0; q < tile.num_queries; ++q) {
         Partial& p = *at(state, q, d);
         const float inverse = 1.0f / p.sum;
-        float* out = args.out + (tile.first_row + q / tile.num_heads) * args.out_stride + (tile.first_head + q % tile.num_heads) * d;
+        float* out = args.out + (tile.first_row + q / tile.num_heads) * args.out_stride +
+                     (tile.first_head + q % tile.num_heads) * d;
         for (int i = 0; i < d; ++i) out[i] = p.values()[i] * inverse;
         if (c.value_bits != half_bits) rotate(out, d);
     }
@@ -446,7 +452,8 @@ void attention(const AttentionArgs& args, const Run& run, Worker& worker) {
         open(task);
         reset(s.state, s.tile.num_queries, d);
         for (int page = first_page(args, s.tile); page <= s.tile.max_position / page_size; ++page)
-            for (int q = 0; q < s.tile.num_queries; ++q) merge(*at(s.state, q, d), *at(partial_of(task, page), q, d), d);
+            for (int q = 0; q < s.tile.num_queries; ++q)
+                merge(*at(s.state, q, d), *at(partial_of(task, page), q, d), d);
         close_tile(args, s.tile, s.state);
     }
 }

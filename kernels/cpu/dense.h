@@ -19,7 +19,8 @@ template <DenseType type> inline f32v load_column(const uint8_t* block, int k) {
     return f_load_half(reinterpret_cast<const uint16_t*>(block) + 16 * k);
 }
 
-template <DenseType type, int M> void dense_rows(const Weight& w, const uint8_t* block, const Rows& rows, int first, float* y) {
+template <DenseType type, int M>
+void dense_rows(const Weight& w, const uint8_t* block, const Rows& rows, int first, float* y) {
     (void)w;
     f32v even[M], odd[M];
     const uint8_t* row[M];

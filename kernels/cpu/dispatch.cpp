@@ -8,12 +8,22 @@
 #include <unistd.h>
 #endif
 
-namespace generic { extern const exl::cpu::Kernels kernels; }
+namespace generic {
+extern const exl::cpu::Kernels kernels;
+}
 #if defined(__x86_64__)
-namespace avx2 { extern const exl::cpu::Kernels kernels; }
-namespace avx512 { extern const exl::cpu::Kernels kernels; }
-namespace avx512_bf16 { extern const exl::cpu::Kernels kernels; }
-namespace amx { extern const exl::cpu::Kernels kernels; }
+namespace avx2 {
+extern const exl::cpu::Kernels kernels;
+}
+namespace avx512 {
+extern const exl::cpu::Kernels kernels;
+}
+namespace avx512_bf16 {
+extern const exl::cpu::Kernels kernels;
+}
+namespace amx {
+extern const exl::cpu::Kernels kernels;
+}
 #endif
 
 namespace exl::cpu {
@@ -32,8 +42,9 @@ bool has_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 bool has_avx512() {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
 }
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 // Tile registers are enabled per process: Linux grants them on request.
@@ -53,9 +64,7 @@ bool has_amx() {
 const Level levels[] = {
     {&::generic::kernels, always},
 #if defined(__x86_64__)
-    {&::avx2::kernels, has_avx2},
-    {&::avx512::kernels, has_avx512},
-    {&::avx512_bf16::kernels, has_avx512_bf16},
+    {&::avx2::kernels, has_avx2},  {&::avx512::kernels, has_avx512}, {&::avx512_bf16::kernels, has_avx512_bf16},
     {&::amx::kernels, has_amx},
 #endif
 };

@@ -11,9 +11,12 @@ inline void dequantize_dense(const Weight& w, int row, float* out) {
     const uint8_t* block = w.data + w.block_bytes * (row / 16);
     const int lane = row % 16;
     for (int k = 0; k < w.cols; ++k) {
-        if (w.dense_type == DenseType::f32) out[k] = reinterpret_cast<const float*>(block)[16 * k + lane];
-        else if (w.dense_type == DenseType::f16) out[k] = exl::half_to_float(reinterpret_cast<const uint16_t*>(block)[16 * k + lane]);
-        else out[k] = exl::bf16_to_float(reinterpret_cast<const uint16_t*>(block)[32 * (k / 2) + 2 * lane + k % 2]);
+        if (w.dense_type == DenseType::f32)
+            out[k] = reinterpret_cast<const float*>(block)[16 * k + lane];
+        else if (w.dense_type == DenseType::f16)
+            out[k] = exl::half_to_float(reinterpret_cast<const uint16_t*>(block)[16 * k + lane]);
+        else
+            out[k] = exl::bf16_to_float(reinterpret_cast<const uint16_t*>(block)[32 * (k / 2) + 2 * lane + k % 2]);
     }
 }
 
@@ -43,8 +46,10 @@ inline void dequantize_group_affine(const Weight& w, int row, float* out) {
 }
 
 void dequantize(const Weight& w, int32_t row, float* out) {
-    if (w.family == Family::dense) dequantize_dense(w, row, out);
-    else dequantize_group_affine(w, row, out);
+    if (w.family == Family::dense)
+        dequantize_dense(w, row, out);
+    else
+        dequantize_group_affine(w, row, out);
 }
 
 void embed(const EmbedArgs& args, const Run& run, Worker& worker) {

@@ -30,7 +30,9 @@ template <Scheme scheme> struct Scales;
 template <> struct Scales<Scheme::symmetric> {
     static constexpr int size = 32;
     static constexpr bool has_offset = false;
-    static void load(const uint8_t* p, int g, f32v& s, f32v&) { s = f_load_half(reinterpret_cast<const uint16_t*>(p) + 16 * g); }
+    static void load(const uint8_t* p, int g, f32v& s, f32v&) {
+        s = f_load_half(reinterpret_cast<const uint16_t*>(p) + 16 * g);
+    }
 };
 template <> struct Scales<Scheme::affine> {
     static constexpr int size = 32;
@@ -77,8 +79,7 @@ template <> struct Scales<Scheme::super16_signed> {
 };
 
 // One group of one row: the only place where integers become floats.
-template <Scheme scheme>
-inline f32v flush(f32v y, i32v dot, f32v s, f32v o, float a_scale, float a_scaled_sum) {
+template <Scheme scheme> inline f32v flush(f32v y, i32v dot, f32v s, f32v o, float a_scale, float a_scaled_sum) {
     y = f_fma(i_to_f(dot), f_mul(s, f_set(a_scale)), y);
     if constexpr (Scales<scheme>::has_offset) y = f_fma(o, f_set(a_scaled_sum), y);
     return y;
@@ -119,7 +120,8 @@ void block_rows(const Weight& w, const uint8_t* block, const Rows& rows, int fir
 #pragma GCC unroll 8
             for (int c = 0; c < chunks; ++c) {
                 const i32v u = unpack<bits>(codes, part * chunks + c);
-                for (int m = 0; m < M; ++m) acc[m] = dot4<bits>(acc[m], u, row[m].codes() + 32 * g32 + 4 * (part * chunks + c));
+                for (int m = 0; m < M; ++m)
+                    acc[m] = dot4<bits>(acc[m], u, row[m].codes() + 32 * g32 + 4 * (part * chunks + c));
             }
             f32v s = f_zero(), o = f_zero();
             S::load(scales, g, s, o);

@@ -21,7 +21,7 @@ namespace EXL_ISA {
 constexpr int half_bits = 16;
 
 struct PageLayout {
-    int64_t key_head, value_head;      // bytes of a head in a page
+    int64_t key_head, value_head;  // bytes of a head in a page
     int64_t key_scales, value_scales;  // offset of the scales in them
 };
 
@@ -92,7 +92,9 @@ template <int bits> inline void get_value_codes(const uint8_t* p, i32v lane, i32
     a = b = i_zero();
     int low = 0;
     const auto add = [&](i32v x, i32v y) {
-        const auto shift = [&](i32v v) { return low == 0 ? v : low == 2 ? i_shl<2>(v) : low == 4 ? i_shl<4>(v) : i_shl<6>(v); };
+        const auto shift = [&](i32v v) {
+            return low == 0 ? v : low == 2 ? i_shl<2>(v) : low == 4 ? i_shl<4>(v) : i_shl<6>(v);
+        };
         a = i_or(a, shift(x));
         b = i_or(b, shift(y));
     };
@@ -127,7 +129,8 @@ inline void store_key(const LayerCache& c, uint8_t* page, int t, float* x) {
         return;
     }
     rotate(x, d);
-    uint16_t* scales = reinterpret_cast<uint16_t*>(page + page_layout(c).key_scales) + int64_t(block) * (d / 32) * 16 + lane;
+    uint16_t* scales =
+        reinterpret_cast<uint16_t*>(page + page_layout(c).key_scales) + int64_t(block) * (d / 32) * 16 + lane;
     for (int g = 0; g < d / 32; ++g) {
         uint8_t codes[32];
         scales[16 * g] = quantize_group(x + 32 * g, c.key_bits, codes);

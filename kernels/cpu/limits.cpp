@@ -22,7 +22,8 @@ void read_share(void* opaque, Worker& worker) {
     constexpr int64_t chunk = 1 << 18;
     uint32_t sum = 0;
     worker.begin_stage();
-    for (int64_t start; (start = worker.next(chunk)) < c.bytes;) sum += uint32_t(c.kernels.read_all(c.data + start, chunk));
+    for (int64_t start; (start = worker.next(chunk)) < c.bytes;)
+        sum += uint32_t(c.kernels.read_all(c.data + start, chunk));
     c.sink += sum;
 }
 

@@ -12,8 +12,8 @@
 
 namespace EXL_ISA {
 
-constexpr int private_rows = 2;               // up to here each worker prepares all rows itself
-constexpr int64_t chunk_bytes = 1 << 20;      // of records that a chunk may occupy
+constexpr int private_rows = 2;  // up to here each worker prepares all rows itself
+constexpr int64_t chunk_bytes = 1 << 20;  // of records that a chunk may occupy
 
 constexpr bool use_tiles = EXL_LEVEL >= 4;
 
@@ -26,7 +26,7 @@ inline int blocks_of(const Weight& w) { return (w.rows + 15) / 16; }
 // Where things lie in scratch for a run of `rows` rows.
 struct LinearLayout {
     int rows, k, residual_base, records, chunk;
-    bool needs[3];          // by ActivationType
+    bool needs[3];  // by ActivationType
     int64_t offset[3];
     int64_t stride[3];
     int64_t scales_offset;  // TileScales
@@ -85,14 +85,15 @@ inline void prepare_rows(const LinearArgs& args, const LinearLayout& layout, uin
 }
 
 // One block of 16 weight rows times records [first, first + count).
-inline void multiply(const Weight& w, int block_index, const Rows& rows, int first, int count, const uint8_t* scales, uint8_t* panel,
-                     Worker& worker, float* y) {
+inline void multiply(const Weight& w, int block_index, const Rows& rows, int first, int count, const uint8_t* scales,
+                     uint8_t* panel, Worker& worker, float* y) {
     const uint8_t* block = w.data + w.block_bytes * block_index;
     (void)scales, (void)panel, (void)worker;
     if (w.family == Family::group_affine) {
         dispatch_group_affine(w, [&](auto bits, auto scheme) {
 #if EXL_LEVEL >= 4
-            tile_multiply<bits.value, scheme.value>(w, block, rows, first, count, reinterpret_cast<const TileScales*>(scales), panel, worker, y);
+            tile_multiply<bits.value, scheme.value>(w, block, rows, first, count,
+                                                    reinterpret_cast<const TileScales*>(scales), panel, worker, y);
 #else
             block_multiply<bits.value, scheme.value>(w, block, rows, first, count, y);
 #endif
@@ -128,7 +129,9 @@ struct LinearStage {
     const WorkerLayout& mine;
     Worker& worker;
 
-    float* result(int i) const { return reinterpret_cast<float*>(own + mine.result + i * (mine.records - mine.result) / 2); }
+    float* result(int i) const {
+        return reinterpret_cast<float*>(own + mine.result + i * (mine.records - mine.result) / 2);
+    }
 
     // Rows [r0, r1) of one block into y; residual records are added, in a fixed order: main + residual.
     void block(const Weight& w, int index, int r0, int r1, float* y) const {
@@ -137,7 +140,8 @@ struct LinearStage {
         const uint8_t* scales = records + layout.scales_offset;
         uint8_t* panel = own + mine.panel;
         const int n = r1 - r0;
-        if (type != ActivationType::int8 || !args.precise) return multiply(w, index, rows, r0, n, scales, panel, worker, y);
+        if (type != ActivationType::int8 || !args.precise)
+            return multiply(w, index, rows, r0, n, scales, panel, worker, y);
         float* error = y + 16 * n;
         if (layout.residual_base == n) {
             multiply(w, index, rows, 0, 2 * n, scales, panel, worker, y);
@@ -148,10 +152,13 @@ struct LinearStage {
         for (int i = 0; i < 16 * n; i += 16) f_store(y + i, f_add(f_load(y + i), f_load(error + i)));
     }
 
-    f32v with_bias(const float* y, const float* bias) const { return bias ? f_add(f_load(y), f_load(bias)) : f_load(y); }
+    f32v with_bias(const float* y, const float* bias) const {
+        return bias ? f_add(f_load(y), f_load(bias)) : f_load(y);
+    }
 
     // Writes 16 columns (fewer in the last block) of rows [r0, r1).
-    void write(const Projection& p, int index, int r0, int r1, const float* y, const float* up, const float* up_bias) const {
+    void write(const Projection& p, int index, int r0, int r1, const float* y, const float* up,
+               const float* up_bias) const {
         const int column = 16 * index, width = p.weight->rows - column < 16 ? p.weight->rows - column : 16;
         float bias[16] = {}, bias2[16] = {}, line[16];
         for (int i = 0; i < width; ++i) {
@@ -232,8 +239,6 @@ void linear(const LinearArgs& args, const Run& run, Worker& worker) {
     run_tasks({args, layout, records, own, mine, worker});
 }
 
-int64_t linear_scratch(const LinearArgs& args, int32_t max_rows) {
-    return LinearLayout(args, max_rows).bytes;
-}
+int64_t linear_scratch(const LinearArgs& args, int32_t max_rows) { return LinearLayout(args, max_rows).bytes; }
 
 }  // namespace EXL_ISA

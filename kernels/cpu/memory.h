@@ -14,7 +14,7 @@
 namespace exl::cpu {
 
 class Memory {
-  public:
+ public:
     explicit Memory(size_t bytes) : bytes_(bytes ? bytes : 1) {
 #if defined(__linux__)
         void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -38,7 +38,7 @@ class Memory {
     uint8_t* data() const { return data_; }
     size_t size() const { return bytes_; }
 
-  private:
+ private:
     size_t bytes_;
     uint8_t* data_;
 };

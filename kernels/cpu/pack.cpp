@@ -22,9 +22,7 @@ void put_half(uint8_t* base, int64_t index, uint16_t value) { std::memcpy(base +
 void put_scales(const Weight& w, uint8_t* scales, int64_t block, int lane, const Decoded& d) {
     const auto super = [&](int64_t bytes) { return scales + block * bytes; };
     switch (w.scheme) {
-        case Scheme::symmetric:
-            put_half(scales, 16 * block + lane, d.d);
-            break;
+        case Scheme::symmetric: put_half(scales, 16 * block + lane, d.d); break;
         case Scheme::affine:
             put_half(scales, 32 * block + lane, d.d);
             put_half(scales, 32 * block + 16 + lane, d.m);
@@ -58,7 +56,8 @@ int64_t scale_bytes(Scheme scheme, int64_t cols) {
     }
 }
 
-template <typename Block, int elements> void pack_blocks(const PackedWeight& packed, uint8_t* out, int lane, const uint8_t* row) {
+template <typename Block, int elements>
+void pack_blocks(const PackedWeight& packed, uint8_t* out, int lane, const uint8_t* row) {
     const Weight& w = packed.weight();
     for (int64_t b = 0; b < w.cols / elements; ++b) {
         Block block;
@@ -128,11 +127,13 @@ DenseType dense_type(const std::string& name) {
 }  // namespace
 
 PackedWeight::PackedWeight(const std::string& type, int64_t rows, int64_t cols, const std::string& as) {
-    if (rows < 1 || cols < 1 || rows > (1 << 30) || cols > (1 << 24)) throw std::invalid_argument("weight shape out of range");
+    if (rows < 1 || cols < 1 || rows > (1 << 30) || cols > (1 << 24))
+        throw std::invalid_argument("weight shape out of range");
     weight_.rows = int32_t(rows);
     weight_.cols = int32_t(cols);
     weight_.cols_padded = int32_t((cols + 31) / 32 * 32);
-    const Format* format = std::find_if(std::begin(formats), std::end(formats), [&](const Format& f) { return type == f.name; });
+    const Format* format =
+        std::find_if(std::begin(formats), std::end(formats), [&](const Format& f) { return type == f.name; });
     if (format != std::end(formats)) {
         if (cols % format->elements) throw std::invalid_argument("in_features is not a multiple of the block size");
         weight_.family = Family::group_affine;
@@ -149,17 +150,21 @@ PackedWeight::PackedWeight(const std::string& type, int64_t rows, int64_t cols, 
         weight_.dense_type = as.empty() ? from : dense_type(as);
         weight_.block_bytes = int64_t(weight_.cols_padded) * 16 * (weight_.dense_type == DenseType::f32 ? 4 : 2);
         row_bytes_ = cols * (from == DenseType::f32 ? 4 : 2);
-        pack_ = from == DenseType::f32 ? pack_dense<DenseType::f32> : from == DenseType::f16 ? pack_dense<DenseType::f16> : pack_dense<DenseType::bf16>;
+        pack_ = from == DenseType::f32   ? pack_dense<DenseType::f32>
+                : from == DenseType::f16 ? pack_dense<DenseType::f16>
+                                         : pack_dense<DenseType::bf16>;
     }
     memory_ = std::make_unique<Memory>(size_t((rows + 15) / 16 * weight_.block_bytes));
     weight_.data = memory_->data();
 }
 
 void PackedWeight::add_rows(int64_t start, const uint8_t* raw, int64_t count) {
-    if (start % 16 || start < 0 || count < 0 || start + count > weight_.rows) throw std::invalid_argument("rows outside the weight");
+    if (start % 16 || start < 0 || count < 0 || start + count > weight_.rows)
+        throw std::invalid_argument("rows outside the weight");
     const auto pack_range = [&](int64_t first, int64_t last) {
         for (int64_t r = first; r < last; ++r)
-            pack_(*this, memory_->data() + (start + r) / 16 * weight_.block_bytes, int((start + r) % 16), raw + r * row_bytes_);
+            pack_(*this, memory_->data() + (start + r) / 16 * weight_.block_bytes, int((start + r) % 16),
+                  raw + r * row_bytes_);
     };
     constexpr int64_t worth_a_thread = 1 << 18;
     const int64_t most = std::min<int64_t>(std::thread::hardware_concurrency(), 8);

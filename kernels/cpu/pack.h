@@ -11,7 +11,7 @@ namespace exl::cpu {
 
 // A weight and the memory it lives in. Rows not yet added are zero.
 class PackedWeight {
-  public:
+ public:
     // type: Q4_0 .. Q6_K, or f32, f16, bf16. `as` (dense only): the type to hold, "" = the same.
     PackedWeight(const std::string& type, int64_t rows, int64_t cols, const std::string& as);
 
@@ -21,7 +21,7 @@ class PackedWeight {
     size_t nbytes() const { return memory_->size(); }
     const Weight& weight() const { return weight_; }
 
-  private:
+ private:
     void (*pack_)(const PackedWeight&, uint8_t* block, int lane, const uint8_t* row);
     int64_t row_bytes_;
     Weight weight_{};

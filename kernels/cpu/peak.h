@@ -30,7 +30,8 @@ double int8_peak(Worker& worker) {
         configure_tiles(worker, 16, 64);
         tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
         tile_load<4>(zeros, 64), tile_load<5>(zeros, 64), tile_load<6>(zeros, 64), tile_load<7>(zeros, 64);
-        for (int i = 0; i < rounds; ++i) tile_dot_su<0, 4, 6>(), tile_dot_su<1, 5, 7>(), tile_dot_su<2, 5, 6>(), tile_dot_su<3, 4, 7>();
+        for (int i = 0; i < rounds; ++i)
+            tile_dot_su<0, 4, 6>(), tile_dot_su<1, 5, 7>(), tile_dot_su<2, 5, 6>(), tile_dot_su<3, 4, 7>();
         operations = 4.0 * 2 * 16 * 16 * 64 * rounds;
 #else
         i32v sum[8];

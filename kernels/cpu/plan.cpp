@@ -40,11 +40,16 @@ void Plan::execute(const Run& run, const Run& last, const LinearArgs& logits, Wo
         std::visit(
             [&](const auto& args) {
                 using Args = std::decay_t<decltype(args)>;
-                if constexpr (std::is_same_v<Args, EmbedArgs>) kernels_.embed(args, run, worker);
-                else if constexpr (std::is_same_v<Args, LinearArgs>) kernels_.linear(args, run, worker);
-                else if constexpr (std::is_same_v<Args, RopeTableArgs>) kernels_.rope_table(args, run, worker);
-                else if constexpr (std::is_same_v<Args, RopeArgs>) kernels_.rope_and_store(args, run, worker);
-                else kernels_.attention(args, run, worker);
+                if constexpr (std::is_same_v<Args, EmbedArgs>)
+                    kernels_.embed(args, run, worker);
+                else if constexpr (std::is_same_v<Args, LinearArgs>)
+                    kernels_.linear(args, run, worker);
+                else if constexpr (std::is_same_v<Args, RopeTableArgs>)
+                    kernels_.rope_table(args, run, worker);
+                else if constexpr (std::is_same_v<Args, RopeArgs>)
+                    kernels_.rope_and_store(args, run, worker);
+                else
+                    kernels_.attention(args, run, worker);
             },
             operation);
         worker.barrier();

@@ -12,7 +12,7 @@
 namespace exl::cpu {
 
 class Plan {
-  public:
+ public:
     Plan(std::shared_ptr<Team> team, const Kernels& kernels, int32_t max_rows, int32_t max_pages);
 
     // A new buffer of (max_rows, width) floats; its address stays valid as long as the plan.
@@ -30,7 +30,7 @@ class Plan {
     // Checks nothing: the caller has made sure that rows, pages and ids are in range.
     void run(const Run& run, const int32_t* logit_rows, int32_t num_logit_rows, float* logits);
 
-  private:
+ private:
     using Operation = std::variant<EmbedArgs, LinearArgs, RopeTableArgs, RopeArgs, AttentionArgs>;
     void reserve(int64_t bytes);
     void execute(const Run& run, const Run& last, const LinearArgs& logits, Worker& worker) const;

@@ -56,7 +56,8 @@ void rope_and_store(const RopeArgs& args, const Run& run, Worker& worker) {
         const float* table = args.table ? args.table + r * args.rotary_dim : nullptr;
         const int position = run.positions[r], t = position % page_size;
         const int64_t page = run.page_table[int64_t(run.sequences[r]) * run.pages_per_sequence + position / page_size];
-        for (int h = 0; h < args.num_heads; ++h) prepare_head(args.q + r * args.q_stride + h * d, args, args.q_norm, args.q_eps, table);
+        for (int h = 0; h < args.num_heads; ++h)
+            prepare_head(args.q + r * args.q_stride + h * d, args, args.q_norm, args.q_eps, table);
         for (int h = 0; h < cache.num_kv_heads; ++h) {
             float* k = args.k + r * args.k_stride + h * d;
             prepare_head(k, args, args.k_norm, args.k_eps, table);

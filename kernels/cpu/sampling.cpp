@@ -12,27 +12,31 @@ namespace {
 struct Candidate {
     float weight;  // proportional to the probability
     int32_t id;
-    bool operator<(const Candidate& other) const { return weight != other.weight ? weight > other.weight : id < other.id; }
+    bool operator<(const Candidate& other) const {
+        return weight != other.weight ? weight > other.weight : id < other.id;
+    }
 };
 
 // The tokens by (-weight, id), sorted only as far as somebody looks: one more pass over the vocabulary for each factor
 // of 16 below the heaviest token, whose weight is 1.
 class SortedTokens {
-  public:
-    SortedTokens(const float* weights, const float* logits, int32_t vocab) : weights_(weights), logits_(logits), vocab_(vocab) {}
+ public:
+    SortedTokens(const float* weights, const float* logits, int32_t vocab)
+        : weights_(weights), logits_(logits), vocab_(vocab) {}
     bool has(size_t i) {
         while (i >= sorted_.size() && lowest_ > 0.0f) extend();
         return i < sorted_.size();
     }
     const Candidate& operator[](size_t i) const { return sorted_[i]; }
 
-  private:
+ private:
     void extend() {
         const float upper = lowest_;
         lowest_ = upper > 1e-9f ? std::min(upper, 1.0f) / 16 : 0.0f;
         const size_t start = sorted_.size();
         for (int32_t id = 0; id < vocab_; ++id)
-            if (weights_[id] >= lowest_ && weights_[id] < upper && logits_[id] > -INFINITY) sorted_.push_back({weights_[id], id});
+            if (weights_[id] >= lowest_ && weights_[id] < upper && logits_[id] > -INFINITY)
+                sorted_.push_back({weights_[id], id});
         std::sort(sorted_.begin() + ptrdiff_t(start), sorted_.end());
     }
 
@@ -62,7 +66,8 @@ double uniform(uint64_t seed, uint64_t position) {
     uint32_t key[2] = {uint32_t(seed), uint32_t(seed >> 32)};
     for (int round = 0; round < 10; ++round) {
         const uint64_t a = uint64_t(0xD2511F53u) * x[0], b = uint64_t(0xCD9E8D57u) * x[2];
-        const uint32_t next[4] = {uint32_t(b >> 32) ^ x[1] ^ key[0], uint32_t(b), uint32_t(a >> 32) ^ x[3] ^ key[1], uint32_t(a)};
+        const uint32_t next[4] = {uint32_t(b >> 32) ^ x[1] ^ key[0], uint32_t(b), uint32_t(a >> 32) ^ x[3] ^ key[1],
+                                  uint32_t(a)};
         std::copy(next, next + 4, x);
         key[0] += 0x9E3779B9u;
         key[1] += 0xBB67AE85u;
@@ -98,7 +103,8 @@ int32_t sample(const Kernels& kernels, const float* logits, float* scratch, int3
         const double limit = row.top_p * total;
         shorten([&](const Candidate&, size_t kept, double sum) { return kept == 0 || sum < limit; });
     }
-    if (row.min_p > 0.0) shorten([&](const Candidate& token, size_t, double) { return double(token.weight) >= row.min_p; });
+    if (row.min_p > 0.0)
+        shorten([&](const Candidate& token, size_t, double) { return double(token.weight) >= row.min_p; });
     const double target = uniform(row.seed, row.position) * total;
     double sum = 0;
     size_t chosen = 0;

@@ -27,7 +27,8 @@ inline f32v f_load_half(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 inline void f_store_half(uint16_t* p, f32v x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 inline f32v f_load_bf16(const uint16_t* p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -59,9 +60,7 @@ inline i32v i_load_u8(const uint8_t* p) {
 inline i32v i_load_s8(const int8_t* p) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-inline void i_store_s8(int8_t* p, i32v x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
-}
+inline void i_store_s8(int8_t* p, i32v x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x)); }
 inline i32v i8_sub(i32v a, i32v b) { return _mm512_sub_epi8(a, b); }
 inline i32v i8_set(int8_t x) { return _mm512_set1_epi8(x); }
 // acc[i] += sum of 4 products of unsigned bytes of u and signed bytes of s.

@@ -18,8 +18,7 @@ inline void relax() {
 }
 
 // Spins until done() or until the time is up. The clock is read every 64 rounds only.
-template <typename Done>
-bool spin(Done done, std::chrono::microseconds limit) {
+template <typename Done> bool spin(Done done, std::chrono::microseconds limit) {
     for (int i = 0; i < 64; ++i) {
         if (done()) return true;
         relax();

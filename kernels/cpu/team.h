@@ -16,7 +16,7 @@ class Team;
 
 // One member of a team during a run.
 class Worker {
-  public:
+ public:
     Worker(Team& team, int id) : team_(team), id_(id) {}
     int id() const { return id_; }
     int count() const;
@@ -30,7 +30,7 @@ class Worker {
     uint8_t* scratch(size_t bytes);
     int tile_rows = 0;  // AMX: rows that the tile registers are configured for, 0 = not configured
 
-  private:
+ private:
     Team& team_;
     int id_;
     uint64_t stage_ = 0;
@@ -41,7 +41,7 @@ class Worker {
 };
 
 class Team {
-  public:
+ public:
     explicit Team(int workers);
     ~Team();
     Team(const Team&) = delete;
@@ -51,7 +51,7 @@ class Team {
     // Calls body(context, worker) on every worker and returns when all are done. Worker 0 is the calling thread.
     void run(void (*body)(void*, Worker&), void* context);
 
-  private:
+ private:
     static constexpr int num_counters = 4;
     struct alignas(64) Counter {
         std::atomic<int64_t> value{0};

@@ -14,7 +14,8 @@
 
 namespace EXL_ISA {
 
-template <int width, int shift_to> __attribute__((always_inline)) inline i32v plane_field(const uint8_t* plane, int column4) {
+template <int width, int shift_to>
+__attribute__((always_inline)) inline i32v plane_field(const uint8_t* plane, int column4) {
     constexpr int per_unit = 8 / width;
     const i32v unit = i_load(plane + 64 * (column4 / per_unit));
     const int down = width * (column4 % per_unit);

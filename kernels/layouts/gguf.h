@@ -9,25 +9,67 @@
 namespace exl::layouts {
 
 #pragma pack(push, 1)
-struct Q4_0 { uint16_t d; uint8_t qs[16]; };                                             // low nibbles j, high nibbles j + 16
-struct Q4_1 { uint16_t d, m; uint8_t qs[16]; };
-struct Q5_0 { uint16_t d; uint8_t qh[4]; uint8_t qs[16]; };                              // bit j of qh = fifth bit of element j
-struct Q5_1 { uint16_t d, m; uint8_t qh[4]; uint8_t qs[16]; };
-struct Q8_0 { uint16_t d; int8_t qs[32]; };
-struct Q2_K { uint8_t scales[16]; uint8_t qs[64]; uint16_t d, dmin; };                   // scales: low nibble scale, high nibble min
-struct Q3_K { uint8_t hmask[32]; uint8_t qs[64]; uint8_t scales[12]; uint16_t d; };
-struct Q4_K { uint16_t d, dmin; uint8_t scales[12]; uint8_t qs[128]; };
-struct Q5_K { uint16_t d, dmin; uint8_t scales[12]; uint8_t qh[32]; uint8_t qs[128]; };
-struct Q6_K { uint8_t ql[128]; uint8_t qh[64]; int8_t scales[16]; uint16_t d; };
+struct Q4_0 {
+    uint16_t d;
+    uint8_t qs[16];
+};  // low nibbles j, high nibbles j + 16
+struct Q4_1 {
+    uint16_t d, m;
+    uint8_t qs[16];
+};
+struct Q5_0 {
+    uint16_t d;
+    uint8_t qh[4];
+    uint8_t qs[16];
+};  // bit j of qh = fifth bit of element j
+struct Q5_1 {
+    uint16_t d, m;
+    uint8_t qh[4];
+    uint8_t qs[16];
+};
+struct Q8_0 {
+    uint16_t d;
+    int8_t qs[32];
+};
+struct Q2_K {
+    uint8_t scales[16];
+    uint8_t qs[64];
+    uint16_t d, dmin;
+};  // scales: low nibble scale, high nibble min
+struct Q3_K {
+    uint8_t hmask[32];
+    uint8_t qs[64];
+    uint8_t scales[12];
+    uint16_t d;
+};
+struct Q4_K {
+    uint16_t d, dmin;
+    uint8_t scales[12];
+    uint8_t qs[128];
+};
+struct Q5_K {
+    uint16_t d, dmin;
+    uint8_t scales[12];
+    uint8_t qh[32];
+    uint8_t qs[128];
+};
+struct Q6_K {
+    uint8_t ql[128];
+    uint8_t qh[64];
+    int8_t scales[16];
+    uint16_t d;
+};
 #pragma pack(pop)
 
-static_assert(sizeof(Q4_0) == 18 && sizeof(Q4_1) == 20 && sizeof(Q5_0) == 22 && sizeof(Q5_1) == 24 && sizeof(Q8_0) == 34);
-static_assert(sizeof(Q2_K) == 84 && sizeof(Q3_K) == 110 && sizeof(Q4_K) == 144 && sizeof(Q5_K) == 176 && sizeof(Q6_K) == 210);
+static_assert(sizeof(Q4_0) == 18 && sizeof(Q4_1) == 20 && sizeof(Q5_0) == 22 && sizeof(Q5_1) == 24 &&
+              sizeof(Q8_0) == 34);
+static_assert(sizeof(Q2_K) == 84 && sizeof(Q3_K) == 110 && sizeof(Q4_K) == 144 && sizeof(Q5_K) == 176 &&
+              sizeof(Q6_K) == 210);
 
 // A decoded block: unsigned codes in element order, fp16 numbers, small integers per group.
 struct Decoded {
     uint8_t codes[256];
-    uint16_t d, m;          // m: offset of Q*_1, dmin of the K types
+    uint16_t d, m;  // m: offset of Q*_1, dmin of the K types
     uint8_t small_scale[16];  // int8 for Q3_K and Q6_K
     uint8_t small_min[16];
 };
