@@ -6,6 +6,7 @@ The names of `__all__` are the public surface. Each is imported when it is first
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     from exllama.generator.job import Job
     from exllama.generator.sampling import Sampling
     from exllama.tokenizer.tokenizer import Tokenizer
+
+if find_spec("torch") is None:
+    raise ImportError(
+        "exllama needs PyTorch 2.6 or newer and leaves the choice of its build to you: "
+        "pip install torch==2.13.0, or the one for your GPU"
+    )
 
 __version__ = "0.1.0"
 
