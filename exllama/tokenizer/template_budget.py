@@ -16,9 +16,9 @@ from jinja2 import Undefined
 
 from exllama.errors import TemplateError
 
-SECONDS = 0.7  # of processor time: a busy machine does not make an honest template fail
+SECONDS = 0.5  # of processor time: a busy machine does not make an honest template fail
 CHARACTERS = 8 << 20  # made in all, beyond what the messages bring
-LONGEST = 1 << 18  # characters of one value, beyond what the messages bring
+LONGEST = 1 << 17  # characters of one value, beyond what the messages bring
 MAX_NODES = 1 << 16  # values looked at when a structure is printed
 _PER_ITEM = 64  # what an item of a new list costs, in characters
 _MAX_BITS = 1 << 12
