@@ -40,7 +40,7 @@ class ContextError(ExllamaError, ValueError):
     def __init__(self, prompt_tokens: int, limit: int, what: str = "context") -> None:
         self.prompt_tokens, self.limit = prompt_tokens, limit
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens, but the {what} holds {limit}, and one more is needed for an answer: "
+            f"the prompt has {prompt_tokens} tokens, but the {what} holds {limit}, and an answer needs one more: "
             f"shorten the prompt by {prompt_tokens - limit + 1} tokens or raise cache_tokens"
         )
 
