@@ -114,11 +114,11 @@ class BoundPlan {
     }
 
     // projections: (weight, out buffer, bias or None, add) each.
-    void linear(int x, const py::list& projections, py::object norm, float eps, int activation, bool precise) {
-        plan_.add(linear_args(x, projections, norm, eps, activation, precise));
+    void linear(int x, const py::list& projections, py::object norm, float eps, int activation, float residual_above) {
+        plan_.add(linear_args(x, projections, norm, eps, activation, residual_above));
     }
-    void logits(int x, py::object head, py::object norm, float eps, float softcap, bool precise) {
-        LinearArgs args = input_args(x, norm, eps, precise);
+    void logits(int x, py::object head, py::object norm, float eps, float softcap, float residual_above) {
+        LinearArgs args = input_args(x, norm, eps, residual_above);
         const Weight& w = weight(head);
         require(w.cols == args.cols, "the head's input width differs from the buffer's");
         args.projection[0] = {&w, nullptr, w.rows, nullptr, 0};
@@ -233,19 +233,19 @@ class BoundPlan {
         for (int64_t i = 0; i <= last; ++i)
             require(table[i] >= 0 && (num_pages_ < 0 || table[i] < num_pages_), "page number outside the cache");
     }
-    LinearArgs input_args(int x, const py::object& norm, float eps, bool precise) {
+    LinearArgs input_args(int x, const py::object& norm, float eps, float residual_above) {
         LinearArgs args{};
         args.x = view(x).data;
         args.x_stride = view(x).width;
         args.cols = int32_t(view(x).width);
         args.norm = optional(norm, view(x).width);
         args.eps = eps;
-        args.precise = precise;
+        args.residual_above = residual_above;
         return args;
     }
     LinearArgs linear_args(int x, const py::list& projections, const py::object& norm, float eps, int activation,
-                           bool precise) {
-        LinearArgs args = input_args(x, norm, eps, precise);
+                           float residual_above) {
+        LinearArgs args = input_args(x, norm, eps, residual_above);
         require(projections.size() >= 1 && projections.size() <= size_t(max_projections), "too many projections");
         args.activation = static_cast<Activation>(activation);
         for (const py::handle item : projections) {

@@ -3,7 +3,7 @@
 // One record per row, made from that row alone:
 //   int8:  [ codes K ][ scale K/32 f32 ][ sum K/32 i32 ][ scale*sum K/32 f32 ][ sum16 K/16 i32 ][ scale*sum16 K/16 f32 ]
 //   bf16:  [ K uint16 ]      f32:  [ K float ]
-// A precise int8 row is followed, `rows` records later, by the record of its rounding error: 15 bits in all.
+// The rounding error of an int8 row may be a record of its own, further down: 15 bits in all.
 #pragma once
 
 #include "exl_cpu.h"
@@ -32,7 +32,6 @@ struct Record {
 struct Rows {
     uint8_t* base;
     int64_t stride;
-    int count;  // records, residuals included
     int k;  // padded columns
 
     Record operator[](int64_t row) const { return {base + row * stride}; }
@@ -98,18 +97,30 @@ inline void normalize_row(const float* x, const float* weight, float eps, int n,
     for (; i < padded; ++i) out[i] = 0.0f;
 }
 
-// Fills the record of row r (and its residual at r + rows). `line` holds k floats and is overwritten.
-inline void prepare_row(const LinearArgs& args, const float* x, ActivationType type, const Rows& rows, int r,
-                        int num_rows, float* line) {
+// Fills the record of row r. int8: returns the squared rounding error relative to the row, where `residual_above` asks for it.
+// `line` holds k floats and is overwritten.
+inline float prepare_row(const LinearArgs& args, const float* x, ActivationType type, const Rows& rows, int r,
+                         float* line) {
     normalize_row(x, args.norm, args.eps, args.cols, rows.k, line);
     if (type == ActivationType::int8) {
-        quantize_row(line, rows.k, rows[r], args.precise);
-        if (args.precise) quantize_row(line, rows.k, rows[r + num_rows], false);
-    } else if (type == ActivationType::bf16) {
+        const bool compare = args.residual_above > 0.0f && args.residual_above < __builtin_inff();
+        const float size = compare ? sum_of_squares(line, rows.k) : 0.0f;
+        quantize_row(line, rows.k, rows[r], compare);
+        return size > 0.0f ? sum_of_squares(line, rows.k) / size : 0.0f;
+    }
+    if (type == ActivationType::bf16) {
         for (int i = 0; i < rows.k; ++i) rows[r].bf16()[i] = exl::float_to_bf16(line[i]);
     } else {
         for (int i = 0; i < rows.k; i += 16) f_store(rows[r].f32() + i, f_load(line + i));
     }
+    return 0.0f;
+}
+
+// The record of a row's rounding error.
+inline void prepare_residual(const LinearArgs& args, const float* x, const Rows& rows, int r, float* line) {
+    normalize_row(x, args.norm, args.eps, args.cols, rows.k, line);
+    quantize_row(line, rows.k, rows[r], true);
+    quantize_row(line, rows.k, rows[r], false);
 }
 
 }  // namespace EXL_ISA

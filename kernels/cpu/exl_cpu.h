@@ -58,7 +58,9 @@ struct LinearArgs {
     Activation activation; // not none: out0 = activation(x W0) * (x W1)
     int32_t num_projections;
     Projection projection[max_projections];
-    int32_t precise;       // int8 activations get a residual row: 15 bits in all
+    // A row of int8 activations whose rounding error, squared and relative, exceeds this keeps the error as a second
+    // int8 row: 15 bits in all. 0 = every row, infinity = none.
+    float residual_above;
     const int32_t* row_index;  // gather: row r reads x[row_index[r]]; null = r
     float softcap;         // > 0: out = softcap * tanh(out / softcap)
 };
