@@ -16,7 +16,6 @@ from exllama import settings
 from exllama.cli.chat.answer import ctrl_c_stops, stream_answer
 from exllama.cli.chat.commands import COMMANDS, Chat, run_command
 from exllama.cli.chat.screen import Screen
-from exllama.cli.chat.terminal import silent_keyboard
 from exllama.errors import ExllamaError, UsageError
 from exllama.generator import Generator
 
@@ -60,7 +59,7 @@ class Repl:
     def answer(self) -> None:
         """Answers the conversation as it stands and remembers what was said, also when it was stopped."""
         said: list[str] = []
-        with silent_keyboard(), ctrl_c_stops() as stopped:
+        with ctrl_c_stops() as stopped:
             for part in stream_answer(self._generator, self._chat.conversation, stopped):
                 if isinstance(part, str):
                     said.append(part)

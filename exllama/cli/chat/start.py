@@ -12,7 +12,7 @@ from exllama.cli.chat.conversation import Conversation
 from exllama.cli.chat.repl import Repl, answer_pipe, terminal_reader
 from exllama.cli.chat.screen import ColourScreen, PlainScreen
 from exllama.cli.chat.statistics import Statistics
-from exllama.cli.chat.terminal import is_interactive
+from exllama.cli.chat.terminal import is_interactive, silent_keyboard
 from exllama.cli.console import progress_bars
 from exllama.cli.flags import placement_options
 from exllama.generator import Generator, Sampling
@@ -36,5 +36,6 @@ def start(args: argparse.Namespace) -> int:
             return 0
         screen = ColourScreen(Console(highlight=False))
         screen.note(f"{args.model}, context {generator.context_length} tokens. /help lists the commands.")
-        Repl(generator, chat, screen, terminal_reader()).run()
+        with silent_keyboard():
+            Repl(generator, chat, screen, terminal_reader()).run()
     return 0

@@ -80,7 +80,7 @@ def is_interactive() -> bool:
 
 @contextlib.contextmanager
 def silent_keyboard() -> Iterator[None]:
-    """While an answer is written, keys are neither shown nor changed: they wait for the prompt. Ctrl-C works."""
+    """Between two prompts keys are neither shown nor changed: they wait for the next one. Ctrl-C works."""
     if termios is None or not is_interactive():
         yield
         return
