@@ -29,6 +29,7 @@ from exllama.cache.storage import KVCache
 from exllama.engine.batch import Batch
 from exllama.engine.model import Model
 from exllama.engine.runner import Runner
+from exllama.loader.sources import open_checkpoint
 
 PREFILL, DECODE, DEPTH, CHUNK = 512, 64, 4096, 512
 REST = 0.05  # seconds between two engines: OpenMP's threads spin for a while after their work
@@ -80,13 +81,15 @@ class LlamaCpp:
 
 
 class TransformersBf16:
-    """The same weights in torch, bfloat16, prefill only."""
+    """The same shape with random weights in torch, bfloat16, prefill only."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         torch.set_num_threads(threads)
-        self.model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+        with open_checkpoint(path) as checkpoint:
+            config = AutoConfig.for_model(**checkpoint.config)
+        self.model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
     def evaluate(self, tokens: list[int], position: int) -> None:
         with torch.inference_mode():

@@ -314,7 +314,7 @@ def pack_dense(dtype: str, shape: tuple[int, int], device: str = "cpu") -> Packe
     """Dense from little-endian rows of float32, float16 or bfloat16.
 
     Where the processor multiplies bf16 directly (levels avx512_bf16 and amx), float16 weights are held as bfloat16,
-    a rounding of 2^-9; docs/benchmarks.md has its divergence.
+    a rounding of at most 2^-8.
     """
     _only_cpu(device)
     if dtype not in DENSE_TYPES:
@@ -367,7 +367,7 @@ def layer_cache(
 
 # Activations are int8 per 32 columns. A row that this rounds worse than usual (Gaussian rows: 2.2e-5, squared and
 # relative) is one of the few with huge outliers; it gets a second int8 row for the error. See docs/benchmarks.md.
-RESIDUAL_ABOVE = 4e-5
+RESIDUAL_ABOVE = 6e-5
 _ACTIVATIONS = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
 
 

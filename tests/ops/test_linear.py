@@ -150,6 +150,18 @@ def test_zeros_and_outliers(level: str) -> None:
     assert nmse(result[1:], x[1:].astype(np.float64) @ values("Q4_1", raw).T) <= ACTIVATIONS_15_BIT
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_rows_with_outliers_keep_their_rounding_error(level: str) -> None:
+    """ops.RESIDUAL_ABOVE: such a row is as good as a precise one, an ordinary row beside it stays at 8 bits."""
+    raw, x = random_blocks("Q4_0", 32, 288), gaussian(20, 288)
+    x[3, 5] *= 300
+    x[17, 100] *= 300
+    result = project(x, packed("Q4_0", raw, 288), level)
+    expected = x.astype(np.float64) @ values("Q4_0", raw).T
+    errors = np.array([nmse(result[r], expected[r]) for r in range(20)])
+    assert errors[[3, 17]].max() <= ACTIVATIONS_15_BIT < 1e-6 < np.delete(errors, [3, 17]).min()
+
+
 def test_wrong_arguments_are_errors() -> None:
     weight = packed("Q8_0", random_blocks("Q8_0", 48, 64), 64)
     plan = ops.CpuPlan(4, 1)
