@@ -159,7 +159,8 @@ def test_rows_with_outliers_keep_their_rounding_error(level: str) -> None:
     result = project(x, packed("Q4_0", raw, 288), level)
     expected = x.astype(np.float64) @ values("Q4_0", raw).T
     errors = np.array([nmse(result[r], expected[r]) for r in range(20)])
-    assert errors[[3, 17]].max() <= ACTIVATIONS_15_BIT < 1e-6 < np.delete(errors, [3, 17]).min()
+    assert errors[[3, 17]].max() <= 1e-8
+    assert np.delete(errors, [3, 17]).min() >= 1e-6
 
 
 def test_wrong_arguments_are_errors() -> None:
