@@ -26,12 +26,12 @@ inline int blocks_of(const Weight& w) { return (w.rows + 15) / 16; }
 // Where things lie in scratch for a run of `rows` rows.
 struct LinearLayout {
     int rows, k, residual_base, records, chunk;
-    bool residuals;         // some rows may have a second record, at residual_base and on
+    bool residuals;  // some rows may have a second record, at residual_base and on
     bool needs[3];  // by ActivationType
     int64_t offset[3];
     int64_t stride[3];
     int64_t scales_offset;  // TileScales
-    int64_t flags_offset;   // int32 per row: wants a residual
+    int64_t flags_offset;  // int32 per row: wants a residual
     int64_t bytes;
 
     LinearLayout(const LinearArgs& args, int num_rows) : rows(num_rows), needs{}, offset{}, stride{} {
@@ -57,9 +57,7 @@ struct LinearLayout {
         chunk = int(fit < 64 ? 64 : fit);
     }
 
-    Rows rows_of(ActivationType type, uint8_t* base) const {
-        return {base + offset[int(type)], stride[int(type)], k};
-    }
+    Rows rows_of(ActivationType type, uint8_t* base) const { return {base + offset[int(type)], stride[int(type)], k}; }
 };
 
 // What a worker needs for itself: a line of floats, an unpacked panel, the list of rows with residuals, two results of a
@@ -87,10 +85,12 @@ inline void prepare_records(const LinearArgs& args, const LinearLayout& layout, 
     float error = 0.0f;
     for (int t = 0; t < 3; ++t) {
         if (!layout.needs[t]) continue;
-        const float e = prepare_row(args, input_row(args, r), ActivationType(t), layout.rows_of(ActivationType(t), base), r, line);
+        const float e =
+            prepare_row(args, input_row(args, r), ActivationType(t), layout.rows_of(ActivationType(t), base), r, line);
         if (t == int(ActivationType::int8)) error = e;
     }
-    reinterpret_cast<int32_t*>(base + layout.flags_offset)[r] = args.residual_above == 0.0f || error > args.residual_above;
+    reinterpret_cast<int32_t*>(base + layout.flags_offset)[r] =
+        args.residual_above == 0.0f || error > args.residual_above;
 }
 
 // Lists the rows that want a residual, in order; the list's place is the number of its record. Every worker makes its own.
