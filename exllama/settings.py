@@ -11,7 +11,7 @@ CPU_ISA_LEVELS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 def threads() -> int | None:
-    """`EXLLAMA_THREADS`: number of CPU threads, or None to use the physical cores at hand."""
+    """`EXLLAMA_THREADS`: number of CPU threads, or None to use every processor that the process may run on."""
     text = os.environ.get("EXLLAMA_THREADS", "").strip()
     if not text:
         return None
