@@ -94,7 +94,7 @@ inline void tile_product(const int8_t* codes, int64_t stride, const uint8_t* pan
 }
 
 // 16 rows from `first`, y (16, 16). Two groups are multiplied while the two before them are flushed: a tile product takes
-// about 50 cycles to arrive, flushing it about 30 (measured on Sapphire Rapids).
+// about 50 cycles to arrive, flushing it about 30.
 template <Scheme scheme> void tile_rows(const uint8_t* scales, const uint8_t* panel, const Rows& rows, int first,
                                         const TileScales* t, float* y) {
     using S = Scales<scheme>;
