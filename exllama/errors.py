@@ -57,6 +57,14 @@ class NumericsError(ExllamaError):
     """NaN or infinity where a number belongs; names the request and the place."""
 
 
+def cache_fault(position: int, layer: str) -> NumericsError:
+    """A key or value of the token at `position` that `layer` cannot store."""
+    return NumericsError(
+        f"a key or value of {layer} at position {position} is NaN, infinite or beyond what the cache can hold (65504): "
+        "the model's weights are damaged or were converted to a type with too small a range"
+    )
+
+
 class TemplateError(ExllamaError):
     """A chat template that is malformed, unsafe, too slow or too long in its output."""
 

@@ -96,9 +96,15 @@ Activation = Literal["silu", "gelu_tanh", "gelu"]
 
 
 class Plan(Protocol):
-    """What a device offers to record a forward pass on."""
+    """What a device offers to record a forward pass on.
+
+    faults: rows of the last run with a key or value that its cache cannot hold (NaN, infinity, beyond fp16), and which
+    `rope_and_store`, counted from 0 in the order of recording, met it first. Logits of their sequences mean nothing;
+    other sequences are as they would be without them.
+    """
 
     max_rows: int
+    faults: dict[int, int]
 
     def buffer(self, width: int) -> Buffer:
         """A new activation buffer."""
@@ -379,6 +385,7 @@ class CpuPlan:
         self.max_rows = max_rows
         self.threads = threads or default_threads()
         self._plan = native().Plan(_team(self.threads), level or cpu_level(), max_rows, max_pages)
+        self.faults: dict[int, int] = {}
         self._rope_tables: dict[int, tuple[Rope, int]] = {}
         self._vocab = 0
 
@@ -452,9 +459,10 @@ class CpuPlan:
     ) -> torch.Tensor:
         out = np.empty((len(logit_rows), self._vocab), np.float32)
         try:
-            self._plan.run(token_ids, positions, sequences, page_table, logit_rows, out)
+            faults = self._plan.run(token_ids, positions, sequences, page_table, logit_rows, out)
         except ValueError as error:
             raise UsageError(f"a batch of {len(token_ids)} rows cannot run: {error}") from error
+        self.faults = dict(faults) if faults else {}
         return torch.from_numpy(out)
 
 

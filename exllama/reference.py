@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import torch
 
-from exllama.errors import NumericsError, UsageError
+from exllama.errors import UsageError
 
 PAGE_SIZE = 256  # tokens per KV page
 GROUP = 32  # features that share one scale in a quantized cache
@@ -117,16 +117,26 @@ def quantize(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """x (..., D) -> codes (..., D) uint8 of `bits` bits and scales (..., D/32) float16.
 
     Rotation, then the midpoint grid q = clamp(floor(w / s * m + m), 0, 2m - 1), m = 2^(bits-1), with s the largest
-    magnitude of 32 features as float16, rounded up. Raises NumericsError on NaN or infinity.
+    magnitude of 32 features as float16, rounded up. What does not `fit` becomes the nearest that there is.
     """
-    if not torch.isfinite(x).all():
-        raise NumericsError("a key or value of the cache is NaN or infinite")
     groups = _split(rotate(x), GROUP)
-    scales = half_at_least(groups.abs().amax(-1))
+    scales = half_at_least(groups.abs().nan_to_num(math.inf, math.inf).amax(-1))
     m = 2.0 ** (bits - 1)
     inverse = 1.0 / scales.to(x.dtype).clamp(min=1e-10)
     codes = torch.floor(groups * inverse[..., None] * m + m).clamp(0, 2 * m - 1)
-    return codes.flatten(-2).to(torch.uint8), scales
+    return codes.nan_to_num(0.0).flatten(-2).to(torch.uint8), scales
+
+
+def fits(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Which rows of x (R, G, D) a cache of `bits` bits can hold, (R,) bool: no NaN or infinity, before and after.
+
+    fp16 must not round them to infinity; in packed groups the scale, their absmax after rotation, must be within 65504.
+    """
+    if bits == 32:
+        return torch.isfinite(x).flatten(1).all(1)
+    if bits == 16:
+        return torch.isfinite(x.to(torch.float16)).flatten(1).all(1)
+    return (rotate(x).abs() <= 65504.0).flatten(1).all(1)
 
 
 def dequantize(codes: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:
@@ -188,14 +198,15 @@ class Pages:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts)
 
-    def write(self, pages: torch.Tensor, slots: torch.Tensor, x: torch.Tensor) -> None:
-        """Stores x (R, G, D) float32 at (pages[r], slots[r])."""
+    def write(self, pages: torch.Tensor, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Stores x (R, G, D) float32 at (pages[r], slots[r]) and says which rows fit, (R,) bool."""
         if self.bits > 8:
             self.parts[0][pages, slots] = x.to(self.parts[0].dtype)
-            return
-        codes, scales = quantize(x, self.bits)
-        self.parts[0][pages, slots] = pack_codes(codes, self.bits)
-        self.parts[1][pages, slots] = scales
+        else:
+            codes, scales = quantize(x, self.bits)
+            self.parts[0][pages, slots] = pack_codes(codes, self.bits)
+            self.parts[1][pages, slots] = scales
+        return fits(x, self.bits)
 
     def read(self, pages: torch.Tensor) -> torch.Tensor:
         """(len(pages) * 256, G, D) float32: what the stored bytes mean."""
@@ -309,6 +320,8 @@ class ReferencePlan(Generic[B]):
         self._buffers: list[torch.Tensor] = []
         self._matrices: dict[int, tuple[WeightLike, torch.Tensor]] = {}
         self._steps: list[Step] = []
+        self._num_layers = 0
+        self.faults: dict[int, int] = {}
 
     def buffer(self, width: int) -> B:
         self._buffers.append(torch.zeros(self.max_rows, width))
@@ -346,14 +359,17 @@ class ReferencePlan(Generic[B]):
         self, q: BufferLike, k: BufferLike, v: BufferLike, cache: object, rope: RopeLike | None,
         q_norm: NormLike | None = None, k_norm: NormLike | None = None,
     ) -> None:
-        store = _own(cache)
+        store, layer = _own(cache), self._num_layers
+        self._num_layers += 1
 
         def step(rows: _Rows) -> None:
             self._write(q, _prepare(self._heads(q, store, rows), rows.positions, rope, q_norm).flatten(1))
             self._write(k, _prepare(self._heads(k, store, rows), rows.positions, rope, k_norm).flatten(1))
             pages, slots = rows.pages(), rows.positions % PAGE_SIZE
-            store.k.write(pages, slots, self._heads(k, store, rows))
-            store.v.write(pages, slots, self._heads(v, store, rows))
+            held = store.k.write(pages, slots, self._heads(k, store, rows))
+            held &= store.v.write(pages, slots, self._heads(v, store, rows))
+            for row in (~held).nonzero()[:, 0].tolist():
+                self.faults.setdefault(row, layer)
 
         self._steps.append(step)
 
@@ -393,6 +409,7 @@ class ReferencePlan(Generic[B]):
             raise UsageError(f"a batch of {len(token_ids)} rows was given to a plan of {self.max_rows}")
         arrays = (token_ids, positions, sequences, page_table, logit_rows)
         rows = _Rows(*(torch.from_numpy(np.ascontiguousarray(a)).long() for a in arrays))
+        self.faults = {}
         for step in self._steps:
             step(rows)
         return rows.logits

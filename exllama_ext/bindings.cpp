@@ -151,6 +151,7 @@ class BoundPlan {
             args.rotary_dim = int32_t(view(table).width);
             require(args.rotary_dim <= c.head_dim, "the rotary dimension exceeds head_dim");
         }
+        args.layer = num_layers_++;
         args.cache = c;
         plan_.add(args);
     }
@@ -163,8 +164,9 @@ class BoundPlan {
                                 softcap, c});
     }
 
-    void run(const Ints& ids, const Ints& positions, const Ints& sequences, const Ints& page_table,
-             const Ints& logit_rows, Floats out) {
+    // Returns None, or the rows whose key or value a cache cannot hold: (row, number of the rope_and_store) each.
+    py::object run(const Ints& ids, const Ints& positions, const Ints& sequences, const Ints& page_table,
+                   const Ints& logit_rows, Floats out) {
         const int64_t rows = ids.size();
         require(rows > 0 && rows <= plan_.max_rows() && positions.size() == rows && sequences.size() == rows,
                 "row arrays differ in length or exceed max_rows");
@@ -186,13 +188,23 @@ class BoundPlan {
         }
         for (int64_t i = 0; i < logit_rows.size(); ++i)
             require(logit_rows.data()[i] >= 0 && logit_rows.data()[i] < rows, "logit row out of range");
-        Run r{int32_t(rows),    ids.data(),        positions.data(),
-              sequences.data(), page_table.data(), int32_t(page_table.shape(1)),
-              nullptr};
+        Run r{int32_t(rows),     ids.data(),
+              positions.data(),  sequences.data(),
+              page_table.data(), int32_t(page_table.shape(1)),
+              nullptr,           nullptr};
         float* target = out.mutable_data();
-        py::gil_scoped_release release;
-        const std::lock_guard<std::mutex> guard(mutex());
-        plan_.run(r, logit_rows.data(), int32_t(logit_rows.size()), target);
+        std::vector<std::pair<int32_t, int32_t>> faults;
+        {
+            py::gil_scoped_release release;
+            const std::lock_guard<std::mutex> guard(mutex());
+            faults_.assign(size_t(rows), -1);
+            r.faults = faults_.data();
+            plan_.run(r, logit_rows.data(), int32_t(logit_rows.size()), target);
+            for (int32_t i = 0; i < int32_t(rows); ++i)
+                if (faults_[size_t(i)] >= 0) faults.emplace_back(i, faults_[size_t(i)]);
+        }
+        if (faults.empty()) return py::none();
+        return py::cast(faults);
     }
 
  private:
@@ -268,6 +280,8 @@ class BoundPlan {
     Plan plan_;
     std::vector<View> buffers_;
     py::list kept_;
+    std::vector<int32_t> faults_;
+    int32_t num_layers_ = 0;
     int64_t num_pages_ = -1;
     int32_t vocabulary_ = 0;
     int64_t logit_width_ = 0;

@@ -19,7 +19,7 @@ from exllama.cache.storage import CacheLayer, KVCache
 from exllama.engine.batch import Batch, Ints
 from exllama.engine.runner import Runner
 from exllama.engine.weights import CheckpointWeights, has_own_head
-from exllama.errors import ContextError, UsageError
+from exllama.errors import ContextError, UsageError, cache_fault
 from exllama.layers.attention import Attention
 from exllama.layers.module import Module
 from exllama.loader.checkpoint import Checkpoint
@@ -110,7 +110,7 @@ class Model:
         """Logits after every token of one sequence: (T,) int64 -> (T, vocab) float32.
 
         Uses a cache of its own, of the given kind. Raises ContextError when the tokens do not fit, UsageError when
-        they are none or not of this vocabulary.
+        they are none or not of this vocabulary, NumericsError when a key or value is no number that the cache holds.
         """
         ids = token_ids.to(torch.int64).numpy()
         if ids.ndim != 1 or len(ids) == 0:
@@ -124,6 +124,8 @@ class Model:
         for batch in _chunks(ids.astype(np.int32)):
             begin = int(batch.positions[0])
             logits[begin : begin + len(batch.positions)] = runner.forward(batch)
+            for row, layer in runner.faults.items():
+                raise cache_fault(begin + row, layer)
         return logits
 
     def close(self) -> None:

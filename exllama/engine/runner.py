@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -10,7 +12,10 @@ from exllama import ops
 from exllama.cache.storage import KVCache
 from exllama.engine.batch import Batch
 from exllama.errors import UsageError
+from exllama.layers.attention import Attention
 from exllama.layers.module import Module, Recording
+
+_NONE: Mapping[int, str] = MappingProxyType({})
 
 
 class RunnableModel(Protocol):
@@ -35,12 +40,27 @@ class Runner:
         self.cache, self.max_rows, self.max_sequences = cache, max_rows, max_sequences
         self._vocab_size = model.vocab_size
         self._plan = ops.plan(model.device, max_rows, model.threads)
+        self._layers = [module.key for module in model.modules if isinstance(module, Attention)]
         recording = Recording(self._plan, model.hidden_size, cache.layers)
         for module in model.modules:
             module.record(recording)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits (len(batch.logit_rows), vocab) float32, valid until the next call. Stores K and V of all rows."""
+        """Logits (len(batch.logit_rows), vocab) float32, valid until the next call. Stores K and V of all rows.
+
+        When `faults` names a row afterwards, the rows of its sequence have no meaning.
+        """
         batch.check(self._vocab_size, self.cache.num_pages, self.max_sequences)
         assert len(batch.token_ids) <= self.max_rows, "a batch has more rows than its runner"
         return self._plan.run(batch.token_ids, batch.positions, batch.sequences, batch.page_table, batch.logit_rows)
+
+    @property
+    def faults(self) -> Mapping[int, str]:
+        """Rows of the last batch whose key or value is no number that the cache can hold, and the first such layer.
+
+        Those of the first layers come first: in a later one a row may suffer from another one of its sequence.
+        """
+        found = self._plan.faults
+        if not found:
+            return _NONE
+        return {row: self._layers[found[row]] for row in sorted(found, key=lambda row: (found[row], row))}

@@ -57,6 +57,8 @@ class BatchRunner(Protocol):
 
     @property
     def cache(self) -> Pages: ...
+    @property
+    def faults(self) -> Mapping[int, str]: ...
     def forward(self, batch: Batch) -> torch.Tensor: ...
 
 
@@ -233,7 +235,7 @@ class Generator:
         step = self._scheduler.schedule()
         if step is not None:
             logits = self._runner.forward(step.batch)
-            self._scheduler.commit(sample_rows(logits, step.sampling))
+            self._scheduler.commit(sample_rows(logits, step.sampling), self._runner.faults)
         self._deliver()
 
     def _deliver(self) -> None:

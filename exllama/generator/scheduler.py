@@ -14,10 +14,10 @@ from __future__ import annotations
 import heapq
 import time
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from exllama.cache.pages import PagePool
-from exllama.errors import ExllamaError, NumericsError
+from exllama.errors import ExllamaError, NumericsError, cache_fault
 from exllama.generator.events import Event, Prefill, Reason, Started, Text
 from exllama.generator.sampling.sampler import NOT_A_TOKEN
 from exllama.generator.sequence import Sequence
@@ -93,10 +93,19 @@ class Scheduler:
             self._add_prompts()
         return self._step if self._step.rows else None
 
-    def commit(self, tokens: list[int]) -> None:
-        """The step has run; tokens: one per part that draws, NOT_A_TOKEN where the logits were no numbers."""
+    def commit(self, tokens: list[int], faults: Mapping[int, str]) -> None:
+        """The step has run; tokens: one per part that draws, NOT_A_TOKEN where the logits were no numbers.
+
+        faults: rows whose key or value could not be stored, and the layer, the cause first; their sequences end.
+        """
         now, size, drawn = time.perf_counter(), self._pool.page_size, iter(tokens)
+        failed = self._failed(faults) if faults else {}
         for sequence, count, draws in self._step.parts:
+            if sequence in failed:
+                self._end(sequence, "error", now, error=failed[sequence])
+                if draws:
+                    next(drawn)
+                continue
             sequence.computed += count
             if sequence.computed % size < count:  # a page was completed
                 sequence.table.seal(sequence.tokens, sequence.computed)
@@ -201,6 +210,16 @@ class Scheduler:
             count = min(count, sequence.table.capacity - sequence.computed)
             if count:
                 self._step.add(sequence, count)
+
+    def _failed(self, faults: Mapping[int, str]) -> dict[Sequence, NumericsError]:
+        """The sequences that have faulty rows, and what to say of the first one."""
+        found, begin = {}, 0
+        for sequence, count, _ in self._step.parts:
+            row = next((row for row in faults if begin <= row < begin + count), None)
+            if row is not None:
+                found[sequence] = cache_fault(sequence.computed + row - begin, faults[row])
+            begin += count
+        return found
 
     def _accept(self, sequence: Sequence, token: int, now: float) -> None:
         """What a drawn token means for its sequence."""

@@ -102,6 +102,7 @@ struct RopeArgs {
     float q_eps, k_eps;
     const float* table;    // (R, rotary_dim): cosines, then sines of the row's position; null: no rotary embedding
     int32_t rotary_dim;
+    int32_t layer;         // what Run::faults says when a key or value cannot be stored
     LayerCache cache;
 };
 
@@ -125,6 +126,7 @@ struct Run {
     const int32_t* page_table;  // (S, pages_per_sequence)
     int32_t pages_per_sequence;
     uint8_t* shared;            // scratch seen by all workers, 64-byte aligned
+    int32_t* faults;            // (rows,) -1, or the first layer whose cache cannot hold the row's key or value
 };
 
 struct SampleRow {

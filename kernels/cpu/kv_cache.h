@@ -8,6 +8,8 @@
 // Quantization (specs/kv_cache.md 2, 3): Hadamard-32 rotation, then per 32 features q = clamp(floor(w / s * m + m), 0, 2m - 1),
 // value (q - m + 1/2) / m * s with m = 2^(b-1) and s = absmax as half, rounded up; s = 0 decodes to exact zeros.
 // A token is quantised alone, so stored bytes never change.
+// What neither way can hold (NaN, infinity, values that fp16 rounds to infinity, a group whose absmax exceeds 65504) is
+// reported; the bytes then written are the nearest there are, and no NaN in packed pages.
 //
 // Value codes of a group, planes as in unpack.h but along features:
 //   8 bit  byte d        4 bit  byte i = d_i | d_(i+16) << 4        2 bit  two words, 2 bits each        1 bit  one word
@@ -55,19 +57,32 @@ inline void rotate(float* x, int n) {
     for (int i = 0; i < n; i += 32) hadamard32(x + i);
 }
 
-// 32 values to codes; returns the scale as half.
-inline uint16_t quantize_group(const float* x, int bits, uint8_t* codes) {
-    float peak = 0.0f;
-    for (int i = 0; i < 32; ++i) peak = __builtin_fabsf(x[i]) > peak ? __builtin_fabsf(x[i]) : peak;
-    uint16_t half = exl::float_to_half(peak);
-    if (exl::half_to_float(half) < peak) ++half;
+constexpr uint16_t largest_half = 0x7bff;  // 65504
+constexpr int32_t rounds_to_infinity = 0x477ff000;  // bits of 65520
+
+// The bits of the largest |x|; they order as the magnitudes do, with infinity and NaN above all numbers.
+inline int32_t peak_bits(const float* x, int n) {
+    int32_t peak = 0;
+    for (int i = 0; i < n; ++i) {
+        const int32_t bits = int32_t(exl::float_bits(x[i]) & 0x7fffffff);
+        peak = bits > peak ? bits : peak;
+    }
+    return peak;
+}
+
+// 32 values to codes and the scale; false: the scale would exceed fp16.
+inline bool quantize_group(const float* x, int bits, uint8_t* codes, uint16_t& half) {
+    const float peak = exl::bits_float(uint32_t(peak_bits(x, 32)));
+    const bool fits = peak <= exl::half_to_float(largest_half);  // false for NaN
+    half = fits ? exl::float_to_half(peak) : largest_half;
+    if (exl::half_to_float(half) < peak && fits) ++half;
     const float scale = exl::half_to_float(half), m = float(1 << (bits - 1)), top = 2 * m - 1;
     const float inverse = 1.0f / (scale > 1e-10f ? scale : 1e-10f);
     for (int i = 0; i < 32; ++i) {
         const float q = __builtin_floorf(x[i] * inverse * m + m);
-        codes[i] = uint8_t(q < 0 ? 0 : q > top ? top : q);
+        codes[i] = uint8_t(q > 0 ? (q < top ? q : top) : 0);  // 0 for NaN
     }
-    return half;
+    return fits;
 }
 
 inline void put_value_codes(uint8_t* out, int bits, const uint8_t* codes) {
@@ -120,39 +135,43 @@ template <int bits> inline void get_value_codes(const uint8_t* p, i32v lane, i32
     }
 }
 
-// x: head_dim floats, overwritten. page: the head's region of a page; t: token inside the page.
-inline void store_key(const LayerCache& c, uint8_t* page, int t, float* x) {
+// x: head_dim floats, overwritten. page: the head's region of a page; t: token inside the page. False: x does not fit.
+inline bool store_key(const LayerCache& c, uint8_t* page, int t, float* x) {
     const int d = c.head_dim, block = t / 16, lane = t % 16;
     if (c.key_bits == half_bits) {
         uint16_t* out = reinterpret_cast<uint16_t*>(page) + int64_t(block) * d * 16 + lane;
         for (int i = 0; i < d; ++i) out[16 * i] = exl::float_to_half(x[i]);
-        return;
+        return peak_bits(x, d) < rounds_to_infinity;
     }
     rotate(x, d);
+    bool fits = true;
     uint16_t* scales =
         reinterpret_cast<uint16_t*>(page + page_layout(c).key_scales) + int64_t(block) * (d / 32) * 16 + lane;
     for (int g = 0; g < d / 32; ++g) {
         uint8_t codes[32];
-        scales[16 * g] = quantize_group(x + 32 * g, c.key_bits, codes);
+        fits &= quantize_group(x + 32 * g, c.key_bits, codes, scales[16 * g]);
         put_row(page + (int64_t(block) * (d / 32) + g) * 64 * c.key_bits, c.key_bits, lane, codes);
     }
+    return fits;
 }
 
-inline void store_value(const LayerCache& c, uint8_t* page, int t, float* x) {
+inline bool store_value(const LayerCache& c, uint8_t* page, int t, float* x) {
     const int d = c.head_dim;
     if (c.value_bits == half_bits) {
         uint16_t* out = reinterpret_cast<uint16_t*>(page) + int64_t(t) * d;
         for (int i = 0; i + 16 <= d; i += 16) f_store_half(out + i, f_load(x + i));
         for (int i = d / 16 * 16; i < d; ++i) out[i] = exl::float_to_half(x[i]);
-        return;
+        return peak_bits(x, d) < rounds_to_infinity;
     }
     rotate(x, d);
+    bool fits = true;
     uint16_t* scales = reinterpret_cast<uint16_t*>(page + page_layout(c).value_scales) + t;
     for (int g = 0; g < d / 32; ++g) {
         uint8_t codes[32];
-        scales[page_size * g] = quantize_group(x + 32 * g, c.value_bits, codes);
+        fits &= quantize_group(x + 32 * g, c.value_bits, codes, scales[page_size * g]);
         put_value_codes(page + (int64_t(g) * page_size + t) * 4 * c.value_bits, c.value_bits, codes);
     }
+    return fits;
 }
 
 }  // namespace EXL_ISA

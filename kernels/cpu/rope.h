@@ -58,14 +58,16 @@ void rope_and_store(const RopeArgs& args, const Run& run, Worker& worker) {
         const int64_t page = run.page_table[int64_t(run.sequences[r]) * run.pages_per_sequence + position / page_size];
         for (int h = 0; h < args.num_heads; ++h)
             prepare_head(args.q + r * args.q_stride + h * d, args, args.q_norm, args.q_eps, table);
+        bool held = true;
         for (int h = 0; h < cache.num_kv_heads; ++h) {
             float* k = args.k + r * args.k_stride + h * d;
             prepare_head(k, args, args.k_norm, args.k_eps, table);
             __builtin_memcpy(line, k, size_t(d) * 4);
-            store_key(cache, cache.keys + page * cache.key_page_bytes + h * layout.key_head, t, line);
+            held &= store_key(cache, cache.keys + page * cache.key_page_bytes + h * layout.key_head, t, line);
             __builtin_memcpy(line, args.v + r * args.v_stride + h * d, size_t(d) * 4);
-            store_value(cache, cache.values + page * cache.value_page_bytes + h * layout.value_head, t, line);
+            held &= store_value(cache, cache.values + page * cache.value_page_bytes + h * layout.value_head, t, line);
         }
+        if (!held && run.faults[r] < 0) run.faults[r] = args.layer;
     }
 }
 

@@ -61,12 +61,14 @@ class FakeCache:
 
 
 class FakeRunner:
-    """Counts what it is asked to do; logits of a sequence are NaN from the position on where `poison` occurs."""
+    """Counts what it is asked to do; logits of the token `poison` are NaN, keys of `unstorable` a fault."""
 
     def __init__(self, num_pages: int, max_rows: int, max_sequences: int, ends: bool = False) -> None:
         self.cache, self.max_rows, self.max_sequences = FakeCache(num_pages), max_rows, max_sequences
         self.ends = ends
         self.poison: int | None = None
+        self.unstorable: int | None = None
+        self.faults: dict[int, str] = {}
         self.rows: list[int] = []  # per step
         self.fail = False
 
@@ -77,6 +79,7 @@ class FakeRunner:
         assert len(batch.token_ids) <= self.max_rows
         assert len(batch.logit_rows) <= self.max_sequences
         self.rows.append(len(batch.token_ids))
+        self.faults = {row: "layer 7" for row, token in enumerate(batch.token_ids) if token == self.unstorable}
         seen: dict[int, int] = {}
         for token, position, sequence in zip(batch.token_ids, batch.positions, batch.sequences, strict=True):
             assert seen.get(int(sequence), int(position) - 1) == position - 1, "rows of a sequence are out of order"

@@ -287,6 +287,31 @@ def test_pages_of_a_failed_job_are_not_found_again() -> None:
     assert job.finished.cached_tokens == 0
 
 
+def test_keys_that_cannot_be_stored_end_one_job_wherever_they_stand() -> None:
+    """In the middle of a prompt that is read in chunks, and in a token that was drawn."""
+    generator, runner = make(rows=64)
+    expected = generator.generate(["good one", "good two", "go"], 60)
+    runner.unstorable = next(t for t in range(3, 128) if chr(t) not in "".join(expected[:2]) + "good one two")
+    long = [104] * 500 + [runner.unstorable] + [105] * 500
+    jobs = [Job("good one", 60), Job(long, 60), Job("good two", 60)]
+    finish(generator, *jobs)
+    assert [job.finished.reason for job in jobs] == ["length", "error", "length"]
+    assert [jobs[0].text, jobs[2].text] == expected[:2]
+    error = jobs[1].finished.error
+    assert isinstance(error, NumericsError)
+    assert "layer 7 at position 500" in str(error)
+    generator.check_integrity()
+    drawn = ord(expected[2][10])
+    assert chr(drawn) not in "go" + expected[2][:10]
+    runner.unstorable = drawn
+    with pytest.raises(NumericsError, match="layer 7 at position 12"):
+        generator.generate("go", 60)
+    runner.unstorable = None
+    again = Job(long, 5)
+    finish(generator, again)
+    assert again.finished.cached_tokens == 0  # nobody finds the pages of the job that failed
+
+
 def test_a_failing_runner_leaves_a_generator_that_can_go_on() -> None:
     generator, runner = make()
     job = generator.enqueue(Job("hello", max_new_tokens=20))

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from exllama.cache.storage import KVCache
+from exllama.engine.batch import Batch
 from exllama.engine.model import Model
-from exllama.errors import ContextError, FormatError, UnsupportedModelError, UsageError
+from exllama.engine.runner import Runner
+from exllama.errors import ContextError, FormatError, NumericsError, UnsupportedModelError, UsageError
 from tests.models.toys import DEVICES, expected_logits, random_ids, relative_error, save, toy_config, toy_model
 
 Tensors = dict[str, torch.Tensor]
@@ -82,6 +87,46 @@ def test_a_context_beyond_the_training_length_warns(folder: Path, caplog: pytest
     assert "made for 1024 tokens" in caplog.text
     with pytest.raises(UsageError, match="context is 0"):
         Model.from_pretrained(folder, context=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_values_beyond_the_cache_name_the_layer(device: str, tmp_path: Path) -> None:
+    network = toy_model(toy_config("llama"))
+    with torch.no_grad():
+        network.model.layers[1].self_attn.v_proj.weight *= 1e6
+    model = Model.from_pretrained(save(network, tmp_path), device=device)
+    for cache in ("fp16", "q8", "4,16"):
+        with pytest.raises(NumericsError, match=r"model\.layers\.1\.self_attn at position 0"):
+            model.logits(random_ids(5), cache)
+
+
+@pytest.mark.parametrize("cache", ["fp16", "q4"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_damaged_row_ends_its_job_alone(device: str, cache: str, tmp_path: Path) -> None:
+    network = toy_model(toy_config("llama"))
+    with torch.no_grad():
+        network.model.embed_tokens.weight[7] = math.nan
+    model = Model.from_pretrained(save(network, tmp_path), device=device)
+    runner = Runner(model, KVCache(model.cache_layers, 2, cache), 64, 2)
+    ids, table = random_ids(20).to(torch.int32).numpy(), np.array([[0], [1]], np.int32)
+    assert 7 not in ids
+
+    def logits(first: np.ndarray) -> np.ndarray:
+        """Of the second sequence, in a batch with `first`."""
+        tokens, rows = np.concatenate([first, ids]), np.arange(20, dtype=np.int32)
+        sequences = np.repeat(np.array([0, 1], np.int32), 20)
+        return runner.forward(Batch(tokens, np.tile(rows, 2), sequences, table, rows + np.int32(20))).numpy().copy()
+
+    expected = logits(ids)
+    assert dict(runner.faults) == {}
+    damaged = ids.copy()
+    damaged[5] = 7
+    found = logits(damaged)
+    assert next(iter(runner.faults.items())) == (5, "model.layers.0.self_attn")
+    assert max(runner.faults) < 20
+    assert np.array_equal(found, expected)
+    logits(ids)
+    assert dict(runner.faults) == {}
 
 
 def test_progress_ends_complete_and_may_stop_the_work(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from exllama import ops, reference
-from exllama.errors import NumericsError, UsageError
+from exllama.errors import UsageError
 from tests.models.toys import relative_error
 
 
@@ -159,11 +159,13 @@ def test_zeros_stay_zeros_and_one_huge_element_survives() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_refused(bad: float) -> None:
-    x = torch.zeros(2, 32)
-    x[1, 3] = bad
-    with pytest.raises(NumericsError):
-        reference.quantize(x, 4)
+def test_what_is_no_number_is_seen_and_stored_as_one(bad: float) -> None:
+    x = torch.zeros(3, 2, 32)
+    x[1, 1, 3] = bad
+    x[2, 0, 3] = 65504.0
+    for bits in (4, 16, 32):
+        assert reference.fits(x, bits).tolist() == [True, False, True]
+    assert torch.isfinite(reference.dequantize(*reference.quantize(x, 4), 4)).all()
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
