@@ -41,7 +41,7 @@ LEVELS: dict[str, list[str]] = {
     "avx512_bf16": [*AVX2, *AVX512, "-mavx512bf16", *QUIET],
     "amx": [*AVX2, *AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16", *QUIET],
 }
-PLAIN_SOURCES = ["team.cpp", "pack.cpp", "plan.cpp", "dispatch.cpp", "limits.cpp", "sampling.cpp"]
+PLAIN_SOURCES = ["team.cpp", "memory.cpp", "pack.cpp", "plan.cpp", "dispatch.cpp", "limits.cpp", "sampling.cpp"]
 
 
 class BuildFailed(RuntimeError):

@@ -56,12 +56,23 @@ inline void pack_query(const float* x, int key_bits, PackedQuery& out) {
     out.scale = peak / 16256.0f / float(1 << key_bits);
 }
 
+// What will be read next, pulled into the second-level cache while something else is computed: the values of a page
+// during its scores, the keys of the next page during its values. A line a step keeps the loads evenly spread.
+struct Ahead {
+    const uint8_t* next = nullptr;
+    const uint8_t* end = nullptr;
+    void line() {
+        if (next < end) __builtin_prefetch(next, 0, 2);
+        next += 64;
+    }
+};
+
 // 16 scores of `n` queries against one block of 16 tokens.
-template <int n> void scores_half(const uint16_t* keys, int d, const float* const* q, float* const* out) {
+template <int n> void scores_half(const uint16_t* keys, int d, const float* const* q, float* const* out, Ahead& ahead) {
     f32v even[n], odd[n];
     for (int i = 0; i < n; ++i) even[i] = odd[i] = f_zero();
     for (int f = 0; f < d; f += 2) {
-        __builtin_prefetch(keys + 16 * f + prefetch_distance);
+        ahead.line();
         const f32v k0 = f_load_half(keys + 16 * f), k1 = f_load_half(keys + 16 * f + 16);
         for (int i = 0; i < n; ++i) even[i] = f_fma(k0, f_set(q[i][f]), even[i]);
         for (int i = 0; i < n; ++i) odd[i] = f_fma(k1, f_set(q[i][f + 1]), odd[i]);
@@ -70,7 +81,7 @@ template <int n> void scores_half(const uint16_t* keys, int d, const float* cons
 }
 
 template <int bits, int n> void scores_packed(const uint8_t* codes, const uint16_t* scales, int groups,
-                                              const PackedQuery* const* q, float* const* out) {
+                                              const PackedQuery* const* q, float* const* out, Ahead& ahead) {
     f32v score[n];
     for (int i = 0; i < n; ++i) score[i] = f_zero();
     for (int g = 0; g < groups; ++g) {
@@ -78,6 +89,7 @@ template <int bits, int n> void scores_packed(const uint8_t* codes, const uint16
         for (int i = 0; i < n; ++i) high[i] = low[i] = i_zero();
 #pragma GCC unroll 8
         for (int c = 0; c < 8; ++c) {
+            if (c < bits) ahead.line();
             const i32v u = unpack<bits>(codes + 64 * bits * g, c);
             for (int i = 0; i < n; ++i) {
                 int32_t a, b;
@@ -99,14 +111,14 @@ template <int bits, int n> void scores_packed(const uint8_t* codes, const uint16
 }
 
 // out[i] (16 v features from `f`) = sum over tokens [t0, t1) of p[i][t] * value[t].
-template <int n, int v>
-void weigh_half(const uint16_t* values, int d, int f, int t0, int t1, const float* const* p, float* const* out) {
+template <int n, int v> void weigh_half(const uint16_t* values, int d, int f, int t0, int t1, const float* const* p,
+                                        float* const* out, Ahead& ahead) {
     f32v sum[n][v];
     for (int i = 0; i < n; ++i)
         for (int j = 0; j < v; ++j) sum[i][j] = f_zero();
     for (int t = t0; t < t1; ++t) {
         f32v value[v];
-        for (int j = 0; j < v; j += 2) __builtin_prefetch(values + int64_t(t) * d + f + 16 * j + prefetch_distance);
+        for (int j = t * v % 2; j < v; j += 2) ahead.line();
         for (int j = 0; j < v; ++j) value[j] = f_load_half(values + int64_t(t) * d + f + 16 * j);
         for (int i = 0; i < n; ++i) {
             const f32v weight = f_set(p[i][t]);
@@ -118,7 +130,7 @@ void weigh_half(const uint16_t* values, int d, int f, int t0, int t1, const floa
 }
 
 template <int bits, int n>
-void weigh_packed(const uint8_t* codes, int g, int t0, int t1, const float* const* p, float* const* out) {
+void weigh_packed(const uint8_t* codes, int g, int t0, int t1, const float* const* p, float* const* out, Ahead& ahead) {
     constexpr float middle = float(1 << (bits - 1)) - 0.5f;
     alignas(64) float table_values[16];
     alignas(64) int32_t lanes[16];
@@ -129,6 +141,7 @@ void weigh_packed(const uint8_t* codes, int g, int t0, int t1, const float* cons
     for (int i = 0; i < n; ++i) a[i] = b[i] = f_zero();
     const uint8_t* group = codes + int64_t(g) * page_size * 4 * bits;
     for (int t = t0; t < t1; ++t) {
+        if (t * bits % 16 < bits) ahead.line();
         f32v x, y;
         if constexpr (bits == 4) {
             const i32v both = i_load_u8(group + 16 * t);
@@ -207,7 +220,7 @@ inline Partial* at(Partial* first, int i, int d) {
 }
 
 inline void score_page(const AttentionArgs& args, const QueryTile& tile, const uint8_t* keys, int block0, int block1,
-                       float* scores) {
+                       float* scores, Ahead ahead) {
     const LayerCache& c = args.cache;
     const int d = c.head_dim, groups = d / 32;
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(keys + page_layout(c).key_scales);
@@ -223,10 +236,10 @@ inline void score_page(const AttentionArgs& args, const QueryTile& tile, const u
             }
             if (c.key_bits == half_bits)
                 return scores_half<n.value>(reinterpret_cast<const uint16_t*>(keys) + int64_t(block) * d * 16, d, q,
-                                            out);
+                                            out, ahead);
             by_bits(c.key_bits, [&](auto bits) {
                 scores_packed<bits.value, n.value>(keys + int64_t(block) * groups * 64 * bits.value,
-                                                   scales + block * groups * 16, groups, packed, out);
+                                                   scales + block * groups * 16, groups, packed, out, ahead);
             });
         });
     }
@@ -259,7 +272,7 @@ inline void softmax_page(float softcap, int low, int high, int block0, int block
 }
 
 inline void weigh_page(const AttentionArgs& args, const QueryTile& tile, const uint8_t* values, int t0, int t1,
-                       AttentionScratch& s, Partial* out) {
+                       AttentionScratch& s, Partial* out, Ahead ahead) {
     const LayerCache& c = args.cache;
     const int d = c.head_dim;
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(values + page_layout(c).value_scales);
@@ -276,8 +289,8 @@ inline void weigh_page(const AttentionArgs& args, const QueryTile& tile, const u
             float* to[n.value];
             pointers(n, first, s.scores, p, to);
             int f = 0;
-            for (; f + 64 <= d; f += 64) weigh_half<n.value, 4>(half, d, f, t0, t1, p, to);
-            for (; f + 16 <= d; f += 16) weigh_half<n.value, 1>(half, d, f, t0, t1, p, to);
+            for (; f + 64 <= d; f += 64) weigh_half<n.value, 4>(half, d, f, t0, t1, p, to, ahead);
+            for (; f + 16 <= d; f += 16) weigh_half<n.value, 1>(half, d, f, t0, t1, p, to, ahead);
         });
         return;
     }
@@ -292,16 +305,32 @@ inline void weigh_page(const AttentionArgs& args, const QueryTile& tile, const u
             const float* p[n.value];
             float* to[n.value];
             pointers(n, first, s.scaled, p, to);
-            by_bits(c.value_bits, [&](auto bits) { weigh_packed<bits.value, n.value>(values, g, t0, t1, p, to); });
+            by_bits(c.value_bits,
+                    [&](auto bits) { weigh_packed<bits.value, n.value>(values, g, t0, t1, p, to, ahead); });
         });
     }
 }
 
-// The partial of every query of the tile for one page.
-inline void attend_page(const AttentionArgs& args, const Run& run, int page_index, AttentionScratch& s, Partial* out) {
+// Page number `page_index` of the tile's sequence.
+inline int64_t page_of(const Run& run, const QueryTile& tile, int page_index) {
+    return run.page_table[int64_t(run.sequences[tile.first_row]) * run.pages_per_sequence + page_index];
+}
+
+// The keys of a page that the tile's sequence will need next; nothing when the page is out of its range.
+inline Ahead keys_ahead(const AttentionArgs& args, const Run& run, const QueryTile& tile, int page_index, int kv_head) {
+    if (page_index > tile.max_position / page_size) return {};
+    const int64_t bytes = page_layout(args.cache).key_head;
+    const uint8_t* keys =
+        args.cache.keys + page_of(run, tile, page_index) * args.cache.key_page_bytes + kv_head * bytes;
+    return {keys, keys + bytes};
+}
+
+// The partial of every query of the tile for one page. ahead: what to fetch meanwhile.
+inline void attend_page(const AttentionArgs& args, const Run& run, int page_index, AttentionScratch& s, Partial* out,
+                        Ahead ahead) {
     const LayerCache& c = args.cache;
     const QueryTile& tile = s.tile;
-    const int64_t page = run.page_table[int64_t(run.sequences[tile.first_row]) * run.pages_per_sequence + page_index];
+    const int64_t page = page_of(run, tile, page_index);
     const PageLayout layout = page_layout(c);
     int low[max_queries], high[max_queries], t0 = page_size, t1 = 0;
     for (int q = 0; q < tile.num_queries; ++q) {
@@ -312,10 +341,12 @@ inline void attend_page(const AttentionArgs& args, const Run& run, int page_inde
     }
     if (t1 <= t0) t0 = t1 = 0;
     const int block0 = t0 / 16, block1 = (t1 + 15) / 16;
-    score_page(args, tile, c.keys + page * c.key_page_bytes + tile.kv_head * layout.key_head, block0, block1, s.scores);
+    const uint8_t* keys = c.keys + page * c.key_page_bytes + tile.kv_head * layout.key_head;
+    const uint8_t* values = c.values + page * c.value_page_bytes + tile.kv_head * layout.value_head;
+    score_page(args, tile, keys, block0, block1, s.scores, {values, values + layout.value_head});
     for (int q = 0; q < tile.num_queries; ++q)
         softmax_page(args.softcap, low[q], high[q], block0, block1, s.scores + q * page_size, *at(out, q, c.head_dim));
-    weigh_page(args, tile, c.values + page * c.value_page_bytes + tile.kv_head * layout.value_head, t0, t1, s, out);
+    weigh_page(args, tile, values, t0, t1, s, out, ahead);
 }
 
 // state <- state + partial; a page in which a query sees nothing has sum 0 and changes nothing.
@@ -347,12 +378,16 @@ inline int tasks_per_tile(const AttentionArgs& args) {
 }
 
 // `part` counts the tasks of a tile of rows: kv heads, then parts of their query heads.
+inline int kv_head_of(const AttentionArgs& args, int part) {
+    return part / (tasks_per_tile(args) / args.cache.num_kv_heads);
+}
+
 inline void open_tile(const AttentionArgs& args, const Run& run, int first_row, int num_rows, int part,
                       QueryTile& tile) {
     const LayerCache& c = args.cache;
     const int d = c.head_dim, group = args.num_heads / c.num_kv_heads, parts = tasks_per_tile(args) / c.num_kv_heads;
     const int start = part % parts * heads_per_task(args), rest = group - start;
-    tile.first_row = first_row, tile.num_rows = num_rows, tile.kv_head = part / parts;
+    tile.first_row = first_row, tile.num_rows = num_rows, tile.kv_head = kv_head_of(args, part);
     tile.first_head = tile.kv_head * group + start;
     tile.num_heads = rest < heads_per_task(args) ? rest : heads_per_task(args);
     tile.num_queries = num_rows * tile.num_heads;
@@ -430,7 +465,7 @@ void attention(const AttentionArgs& args, const Run& run, Worker& worker) {
             open(task);
             reset(s.state, s.tile.num_queries, d);
             for (int page = first_page(args, s.tile); page <= s.tile.max_position / page_size; ++page) {
-                attend_page(args, run, page, s, s.partial);
+                attend_page(args, run, page, s, s.partial, keys_ahead(args, run, s.tile, page + 1, s.tile.kv_head));
                 for (int q = 0; q < s.tile.num_queries; ++q) merge(*at(s.state, q, d), *at(s.partial, q, d), d);
             }
             close_tile(args, s.tile, s.state);
@@ -439,12 +474,16 @@ void attention(const AttentionArgs& args, const Run& run, Worker& worker) {
     }
     worker.begin_stage();
     int64_t opened = -1;
-    for (int64_t item; (item = worker.next()) < tasks * pages;) {
-        const int64_t task = item / pages;
+    for (int64_t item = worker.next(), following; item < tasks * pages; item = following) {
+        following = worker.next();
+        const int64_t task = item / pages, next_task = following / pages;
         const int page = int(item % pages);
         if (task != opened) open(opened = task);
         if (page < first_page(args, s.tile) || page > s.tile.max_position / page_size) continue;
-        attend_page(args, run, page, s, partial_of(task, page));
+        Ahead ahead;
+        if (task / per_tile == next_task / per_tile)  // the same sequence
+            ahead = keys_ahead(args, run, s.tile, int(following % pages), kv_head_of(args, int(next_task % per_tile)));
+        attend_page(args, run, page, s, partial_of(task, page), ahead);
     }
     worker.barrier();
     worker.begin_stage();

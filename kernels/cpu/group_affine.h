@@ -101,6 +101,8 @@ void block_rows(const Weight& w, const uint8_t* block, const Rows& rows, int fir
     constexpr int per_32 = 32 / S::size;
     const int k = rows.k;
     const uint8_t* scales = block + w.scales_offset;
+    const uint8_t* next_scales = scales + w.block_bytes;
+    const int64_t scale_stride = (w.block_bytes - w.scales_offset) / (k / 32);
     Record row[M];
     f32v sum[M];
     for (int m = 0; m < M; ++m) {
@@ -110,6 +112,8 @@ void block_rows(const Weight& w, const uint8_t* block, const Rows& rows, int fir
     for (int g32 = 0; g32 < k / 32; ++g32) {
         const uint8_t* codes = block + int64_t(g32) * 64 * bits;
         for (int line = 0; line < bits; ++line) __builtin_prefetch(codes + prefetch_distance + 64 * line);
+        // Scales are a second, short stream that starts anew in every block: too short for the processor to notice.
+        __builtin_prefetch(next_scales + g32 * scale_stride);
         for (int part = 0; part < per_32; ++part) {
             const int g = g32 * per_32 + part;
             i32v acc[M];
