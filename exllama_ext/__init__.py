@@ -14,7 +14,8 @@ def load() -> ModuleType:
     except ModuleNotFoundError as missing:
         if missing.name != "exllama_ext._C":
             raise
-    from exllama_ext.build import BuildFailed, build_cpu
+    from exllama_ext.build import build_cpu
+    from exllama_ext.tools import BuildFailed
 
     try:
         build_cpu(Path(__file__).resolve().parent)

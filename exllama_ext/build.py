@@ -1,23 +1,25 @@
 """Builds the native module: the one list of sources and flags, for wheels and for working in place.
 
     python -m exllama_ext.build cpu [--out FOLDER] [--debug]
+    python -m exllama_ext.build emu [--out FOLDER] [--warp-size 64] [--sanitize address|thread]
 
-Every kernel file of a CPU level is compiled with that level's flags; the level is chosen at run time.
-Needs a C++20 compiler (g++ >= 11 or clang >= 14), ninja and pybind11. Nothing here knows torch.
+cpu: every kernel file of a CPU level is compiled with that level's flags; the level is chosen at run time.
+Needs a C++20 compiler (g++ >= 11 or clang >= 14), ninja and pybind11.
+emu: the GPU kernels for the CPU emulator (emulator_build.py). Nothing here knows torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from exllama_ext.emulator_build import EmulatorBuild, build_emulator
+from exllama_ext.tools import ROOT, BuildFailed, host_compiler, run_ninja, show_progress
+
 CPU = ROOT / "kernels" / "cpu"
 
 COMMON_FLAGS = [
@@ -44,26 +46,9 @@ LEVELS: dict[str, list[str]] = {
 PLAIN_SOURCES = ["team.cpp", "memory.cpp", "pack.cpp", "plan.cpp", "dispatch.cpp", "limits.cpp", "sampling.cpp"]
 
 
-class BuildFailed(RuntimeError):
-    """The compiler or a tool is missing or failed; the text says which and what to install."""
-
-
 def levels() -> list[str]:
     """CPU levels that this machine's compiler can build."""
     return list(LEVELS) if platform.machine().lower() in ("x86_64", "amd64") else ["generic"]
-
-
-def _tool(name: str, hint: str) -> str:
-    beside = Path(sys.executable).parent / name  # ninja installed into the environment that runs us
-    path = shutil.which(name) or (str(beside) if beside.exists() else None)
-    if not path:
-        raise BuildFailed(f"{name} was not found: {hint}")
-    return path
-
-
-def _compiler() -> str:
-    wanted = os.environ.get("CXX", "").split() or ["g++"]
-    return " ".join([_tool(wanted[0], "install a C++ compiler (Debian: apt install g++) or set CXX"), *wanted[1:]])
 
 
 def _pybind11_include() -> str:
@@ -83,7 +68,7 @@ def write_ninja(build_dir: Path, target: Path, extra: list[str]) -> None:
     flags = " ".join([*COMMON_FLAGS, *extra])
     include = f"-isystem {_pybind11_include()} -isystem {sysconfig.get_paths()['include']} -I{ROOT / 'kernels'}"
     lines = [
-        f"cxx = {_compiler()}",
+        f"cxx = {host_compiler()}",
         "rule compile",
         f"  command = $cxx {flags} $flags {include} -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
@@ -124,28 +109,35 @@ def build_cpu(out_dir: Path, debug: bool = False) -> Path:
     target = out_dir.resolve() / module_name()
     sanitize = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"] if debug else []
     write_ninja(build_dir, target, sanitize)
-    ninja = _tool("ninja", "pip install ninja")
-    result = subprocess.run(
-        [ninja, "-C", str(build_dir), "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    if result.returncode:
-        first = next((line for line in result.stdout.splitlines() if "error" in line), "")
-        raise BuildFailed(f"the native build failed: {first}\n{result.stdout[-4000:]}")
+    run_ninja(build_dir, target.name, show_progress)
     return target
+
+
+def build_emu(out_dir: Path, warp_size: int, sanitize: str) -> Path:
+    """The emulator's library for the project's kernels, copied into out_dir. Raises BuildFailed."""
+    suffix = {32: "", 64: "_wave64"}[warp_size]
+    build = EmulatorBuild(f"exllama_emu{suffix}", warp_size=warp_size, sanitize=sanitize)
+    library = build_emulator(ROOT / "build", build, show_progress)
+    return Path(shutil.copy2(library, out_dir.resolve() / library.name))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m exllama_ext.build", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("backend", choices=["cpu"], help="what to build")
+    parser.add_argument("backend", choices=["cpu", "emu"], help="what to build")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "exllama_ext", help="folder for the module (default: in place)"
+        "--out", type=Path, default=ROOT / "exllama_ext", help="folder for the library (default: in place)"
     )
-    parser.add_argument("--debug", action="store_true", help="AddressSanitizer and UBSan")
+    parser.add_argument("--debug", action="store_true", help="cpu: AddressSanitizer and UBSan")
+    parser.add_argument("--warp-size", type=int, choices=[32, 64], default=32, help="emu: lanes of a wave")
+    parser.add_argument("--sanitize", choices=["", "address", "thread"], default="", help="emu: a sanitizer")
     arguments = parser.parse_args()
     try:
-        print(build_cpu(arguments.out, arguments.debug))
+        if arguments.backend == "cpu":
+            print(build_cpu(arguments.out, arguments.debug))
+        else:
+            print(build_emu(arguments.out, arguments.warp_size, arguments.sanitize))
     except BuildFailed as error:
         print(error, file=sys.stderr)
         return 1

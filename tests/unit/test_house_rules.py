@@ -129,6 +129,7 @@ def test_inline_assembly_stays_in_its_wrappers() -> None:
     asm = re.compile(r"\basm\s*(volatile)?\s*\(")
     cpu = ROOT / "kernels" / "cpu"
     wrappers = {*(ROOT / "kernels" / "include" / "exl").glob("*"), cpu / "amx.h", cpu / "peak.h"}
+    wrappers.add(ROOT / "kernels" / "emulator" / "context.cpp")
     found = [path for path in NATIVE if path not in wrappers and asm.search(path.read_text(encoding="utf-8"))]
     assert found == []
 
