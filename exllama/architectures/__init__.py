@@ -15,10 +15,8 @@ from typing import Protocol, cast
 from exllama.architectures.common.config import ConfigReader
 from exllama.architectures.common.decoder import DecoderConfig
 from exllama.errors import UnsupportedModelError
+from exllama.formats.registry import QUANT_METHODS
 from exllama.layers.module import Module
-
-# quant_method values that formats/ reads as plain tensors; others store weights in a way of their own.
-_QUANT_METHODS = ("fp8",)
 
 
 class Architecture(Protocol):
@@ -46,5 +44,5 @@ def find_architecture(config: ConfigReader) -> Architecture:
         found = f"model_type {model_type[:100]!r} is not supported"
         raise UnsupportedModelError(f"{config.file}: {found}; supported: {supported}")
     if config.has("quantization_config"):
-        config.section("quantization_config").require("quant_method", _QUANT_METHODS, model_type)
+        config.section("quantization_config").require("quant_method", QUANT_METHODS, model_type)
     return cast(Architecture, importlib.import_module(f"{__name__}.{model_type}"))

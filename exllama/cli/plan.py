@@ -8,7 +8,7 @@ from exllama import architectures
 from exllama.architectures.common.config import ConfigReader
 from exllama.cache.storage import CacheLayer, cache_nbytes
 from exllama.devices import discover
-from exllama.formats.registry import find_format
+from exllama.formats.registry import find_composite, find_format
 from exllama.formats.stored import StoredTensor
 from exllama.loader.checkpoint import Checkpoint
 from exllama.loader.placement import ModelSizes, Placement, plan_cpu
@@ -30,15 +30,19 @@ def model_sizes(checkpoint: Checkpoint, cache: str = "fp16") -> ModelSizes:
     widths = 2 * config.hidden_size + attention + 2 * config.intermediate_size
     return ModelSizes(
         layers=config.num_layers + 1,
-        weights=sum(map(loaded_bytes, checkpoint.tensors.values())),
+        weights=sum(loaded_bytes(checkpoint, tensor) for tensor in checkpoint.tensors.values()),
         page_bytes=cache_nbytes(layers, 1, cache),
         workspace=4 * widths * CHUNK,
         max_context=config.max_position,
     )
 
 
-def loaded_bytes(tensor: StoredTensor) -> int:
+def loaded_bytes(checkpoint: Checkpoint, tensor: StoredTensor) -> int:
     """What a tensor takes once loaded: what the file has, unless its type is held as another one."""
+    key, _, part = tensor.name.rpartition(".")
+    composite = find_composite(checkpoint.tensors, key)
+    if composite is not None and part in composite.parts:
+        return tensor.nbytes
     form = find_format(tensor.type)
     if form.family == "GroupAffine" and len(tensor.shape) == 2:
         return tensor.nbytes
@@ -61,5 +65,3 @@ def describe(placement: Placement) -> str:
 
 def mib(size: int) -> str:
     return f"{size / (1 << 20):,.0f} MiB"
-
-

@@ -10,7 +10,6 @@ import torch
 
 from exllama import formats
 from exllama.errors import FormatError
-from exllama.formats.stored import StoredTensor
 from exllama.loader.checkpoint import Checkpoint
 from exllama.loader.progress import Progress
 from exllama.ops import Weight
@@ -18,6 +17,7 @@ from exllama.ops import Weight
 # Left by old exporters, or read together with the tensor that they belong to.
 _COMPANIONS = (".rotary_emb.inv_freq", ".weight_scale_inv", ".weight_scale", ".input_scale")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_MATRIX = ".weight"
 _COMPARED_BYTES = 1 << 20  # at a time
 
 
@@ -27,6 +27,8 @@ def has_own_head(checkpoint: Checkpoint) -> bool:
     Fine-tuned models exist whose head was trained apart while the configuration still calls it tied. Compares raw rows,
     and stops at the first difference.
     """
+    if formats.find_composite(checkpoint.tensors, _HEAD.removesuffix(_MATRIX)) is not None:
+        return True
     head, embedding = checkpoint.tensors.get(_HEAD), checkpoint.tensors.get(_EMBEDDING)
     if head is None or embedding is None:
         return False
@@ -55,7 +57,8 @@ class CheckpointWeights:
         Raises FormatError when one is missing, or when the layers of the file hold more than the modules would use:
         the file is then another model than its configuration says.
         """
-        wanted, tensors = list(names), self._checkpoint.tensors
+        tensors = self._checkpoint.tensors
+        wanted = [stored for name in names for stored in self._stored_names(name)]
         for name in wanted:
             if name not in tensors:
                 raise FormatError(self._checkpoint.path, name, "no such tensor", "one, as the configuration describes")
@@ -68,25 +71,23 @@ class CheckpointWeights:
 
     def weight(self, key: str, shape: tuple[int, int]) -> Weight:
         """See TensorSource."""
-        stored = self._stored(f"{key}.weight", shape)
-        weight = formats.load_weight(self._checkpoint, key, self._device, self._expand)
-        self._advance(stored)
+        weight = formats.load_weight(self._checkpoint, key, shape, self._device, self._expand)
+        self._advance(formats.stored_names(self._checkpoint.tensors, key))
         return weight
 
     def vector(self, name: str, size: int) -> torch.Tensor:
         """See TensorSource."""
-        stored = self._stored(name, (size,))
-        vector = formats.load_vector(self._checkpoint, name)
-        self._advance(stored)
+        vector = formats.load_vector(self._checkpoint, name, size)
+        self._advance([name])
         return vector
 
-    def _stored(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
-        stored = self._checkpoint.tensors[name]
-        if stored.shape != shape:
-            raise FormatError(stored.file, f"shape of {name}", stored.shape, shape)
-        return stored
+    def _stored_names(self, name: str) -> list[str]:
+        """The tensors of the file that a module's tensor is read from."""
+        if not name.endswith(_MATRIX):
+            return [name]
+        return formats.stored_names(self._checkpoint.tensors, name.removesuffix(_MATRIX))
 
-    def _advance(self, stored: StoredTensor) -> None:
-        self._done += stored.nbytes
+    def _advance(self, names: Iterable[str]) -> None:
+        self._done += sum(self._checkpoint.tensors[name].nbytes for name in names)
         if self._progress:
             self._progress("load", self._done, self._total)

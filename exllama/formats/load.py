@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from typing import Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -13,8 +12,9 @@ import torch
 
 from exllama import ops
 from exllama.errors import FormatError
+from exllama.formats.composite import Expand
 from exllama.formats.format import Format
-from exllama.formats.registry import find_format
+from exllama.formats.registry import find_composite, find_format
 from exllama.formats.stored import Bytes, Floats, StoredTensor, TensorStore
 
 logger = logging.getLogger("exllama")
@@ -30,17 +30,23 @@ _warned: WeakKeyDictionary[TensorStore, set[str]] = WeakKeyDictionary()
 
 
 def load_weight(
-    checkpoint: TensorStore, key: str, device: str, expand: Literal["float32"] | None = None
+    checkpoint: TensorStore, key: str, shape: tuple[int, int], device: str, expand: Expand | None = None
 ) -> ops.Weight:
-    """The matrix `key + ".weight"`, packed for a device; an F8 matrix with its `weight_scale_inv` or `weight_scale`.
+    """The matrix `key`, (out_features, in_features), packed for a device: `key.weight`, or the parts of a composite.
 
-    expand: "float32" holds the exact values instead, for evaluation. A type that no kernel reads is expanded with a
-    warning. Raises FormatError for a tensor that is missing or no matrix, UnsupportedModelError for an unknown type.
+    An F8 matrix is read with its `weight_scale_inv` or `weight_scale`. expand: "float32" holds the exact values
+    instead, for evaluation. A type that no kernel reads is expanded with a warning. Raises FormatError for a tensor
+    that is missing or of another shape, UnsupportedModelError for an unknown type.
     """
+    composite = find_composite(checkpoint.tensors, key)
+    if composite is not None:
+        if f"{key}.weight" in checkpoint.tensors:
+            found = f"{key}.{composite.marker} and {key}.weight"
+            raise FormatError(checkpoint.path, key, found, "one of them, a matrix is stored once")
+        return composite.load(checkpoint, key, shape, device, expand)
     tensor = _find(checkpoint, f"{key}.weight")
-    if len(tensor.shape) != 2:
-        raise FormatError(tensor.file, f"shape of {tensor.name}", tensor.shape, "two dimensions")
-    shape = tensor.shape[0], tensor.shape[1]
+    if tensor.shape != shape:
+        raise FormatError(tensor.file, f"shape of {tensor.name}", tensor.shape, shape)
     form, scale = find_format(tensor.type), _block_scale(checkpoint, key, tensor)
     if expand:
         return _pack_values(tensor, form, scale, expand, device)
@@ -54,12 +60,20 @@ def load_weight(
     return packer.finish()
 
 
-def load_vector(checkpoint: TensorStore, name: str) -> torch.Tensor:
-    """A bias or norm: all values of a tensor, (n,) float32."""
+def load_vector(checkpoint: TensorStore, name: str, size: int) -> torch.Tensor:
+    """A bias or norm, (size,) float32; the bias of a matrix with padded features may be as long as these."""
     tensor = _find(checkpoint, name)
+    composite = find_composite(checkpoint.tensors, name.removesuffix(".bias"))
+    if tensor.shape not in {(size,), (composite.padded(size) if composite else size,)}:
+        raise FormatError(tensor.file, f"shape of {name}", tensor.shape, (size,))
+    return _values(tensor)[:size]
+
+
+def _values(tensor: StoredTensor) -> torch.Tensor:
+    """All values of a small tensor, (n,) float32."""
     count = math.prod(tensor.shape)
     if count > _MAX_VECTOR:
-        raise FormatError(tensor.file, f"shape of {name}", tensor.shape, f"a vector of at most {_MAX_VECTOR} elements")
+        raise FormatError(tensor.file, f"shape of {tensor.name}", tensor.shape, f"at most {_MAX_VECTOR} elements")
     rows = count // tensor.shape[-1] if len(tensor.shape) > 1 else 1
     values = find_format(tensor.type).dequantize(tensor.read_rows(0, rows))
     return torch.from_numpy(values.reshape(-1).astype(np.float32, copy=True))
@@ -106,7 +120,7 @@ def _block_scale(checkpoint: TensorStore, key: str, tensor: StoredTensor) -> Flo
     if name is None or not tensor.type.startswith("F8"):
         return None
     stored = checkpoint.tensors[name]
-    scale = load_vector(checkpoint, name).numpy()
+    scale = _values(stored).numpy()
     blocks = (stored.shape[0] if stored.shape else 1, stored.shape[1] if len(stored.shape) > 1 else 1)
     if len(stored.shape) > 2 or any(count > size for count, size in zip(blocks, tensor.shape, strict=True)):
         raise FormatError(stored.file, f"shape of {name}", stored.shape, f"a grid over {tensor.shape}")

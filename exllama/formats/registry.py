@@ -1,11 +1,17 @@
-"""Every element type that can be loaded, and the module that knows it. Modules are imported when first needed."""
+"""Every way to store a matrix that can be loaded, and the module that knows it, imported when first needed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 
 from exllama.errors import UnsupportedModelError
+from exllama.formats.composite import Composite
 from exllama.formats.format import Format
+from exllama.formats.stored import StoredTensor
+
+# Values of quant_method in config.json that are known; what a matrix is follows from its tensors alone.
+QUANT_METHODS = ("fp8", "compressed-tensors", "exl3")
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "dense": ("F32", "F16", "BF16"),
@@ -19,6 +25,9 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 TYPES = tuple(_MODULE_OF)
 
+# Formats of several tensors for each matrix: the tensor that tells, and the module.
+_COMPOSITES = {"trellis": "exl3"}
+
 
 def find_format(name: str) -> Format:
     """The format of an element type. Raises UnsupportedModelError, listing what there is."""
@@ -27,3 +36,20 @@ def find_format(name: str) -> Format:
     module = import_module(f"exllama.formats.{_MODULE_OF[name]}")
     formats: dict[str, Format] = module.FORMATS
     return formats[name]
+
+
+def find_composite(tensors: Mapping[str, StoredTensor], key: str) -> Composite | None:
+    """The format whose tensors the matrix `key` consists of; None for a single tensor `key.weight`."""
+    for marker, module in _COMPOSITES.items():
+        if f"{key}.{marker}" in tensors:
+            composite: Composite = import_module(f"exllama.formats.{module}").COMPOSITE
+            return composite
+    return None
+
+
+def stored_names(tensors: Mapping[str, StoredTensor], key: str) -> list[str]:
+    """The tensors that the matrix `key` is read from."""
+    composite = find_composite(tensors, key)
+    if composite is None:
+        return [f"{key}.weight"]
+    return [name for name in composite.names(key) if name in tensors]

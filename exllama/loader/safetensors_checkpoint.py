@@ -8,6 +8,7 @@ from typing import Any
 
 from exllama.errors import FormatError, SourceError, UnsupportedModelError
 from exllama.formats.bounded_json import read_object
+from exllama.formats.registry import QUANT_METHODS
 from exllama.formats.stored import StoredTensor
 from exllama.loader.checkpoint import Checkpoint
 from exllama.loader.safetensors_file import SafetensorsFile
@@ -18,7 +19,6 @@ INDEX = "model.safetensors.index.json"
 MAX_INDEX = 12 << 20
 MAX_SHARDS = 1024
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-QUANTIZATIONS = ("fp8", "compressed-tensors")
 
 _SHARD = re.compile(r"[A-Za-z0-9._-]{1,200}\.safetensors")
 
@@ -117,6 +117,6 @@ def _check_quantization(folder: Path, config: dict[str, Any]) -> None:
         return
     method = section.get("quant_method") if isinstance(section, dict) else section
     kind = section.get("format", "float-quantized") if isinstance(section, dict) else None
-    if method not in QUANTIZATIONS or (method == "compressed-tensors" and kind != "float-quantized"):
-        supported = "fp8, compressed-tensors with float-quantized weights, or none"
+    if method not in QUANT_METHODS or (method == "compressed-tensors" and kind != "float-quantized"):
+        supported = f"{', '.join(QUANT_METHODS)} (of compressed-tensors, float-quantized weights), or none"
         raise UnsupportedModelError(f"{folder} is quantized with {method!r} ({kind}); supported: {supported}")

@@ -59,7 +59,9 @@ def test_s04_loading_works_without_pickle(tmp_path: Path, monkeypatch: pytest.Mo
             monkeypatch.setattr(module, name, poisoned)
     monkeypatch.setattr(torch, "load", poisoned)
     with open_checkpoint(tmp_path) as checkpoint:
-        formats.load_weight(checkpoint, "a", "cpu")
+        formats.load_weight(checkpoint, "a", (4, 4), "cpu")
         checkpoint.load_tokenizer().encode("x")
     with open_checkpoint(gguf) as checkpoint:
-        formats.load_weight(checkpoint, "model.layers.0.mlp.down_proj", "cpu")
+        key = "model.layers.0.mlp.down_proj"
+        rows, columns = checkpoint.tensors[f"{key}.weight"].shape
+        formats.load_weight(checkpoint, key, (rows, columns), "cpu")

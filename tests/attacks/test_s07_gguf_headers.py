@@ -75,4 +75,4 @@ def test_s07_a_vector_that_fills_the_memory(tmp_path: Path) -> None:
     with open(path, "r+b") as file:
         file.truncate(1 << 33)
     with open_checkpoint(path) as checkpoint:
-        measured_refusal(lambda: formats.load_vector(checkpoint, "model.norm.weight"), path)
+        measured_refusal(lambda: formats.load_vector(checkpoint, "model.norm.weight", 1 << 30), path)

@@ -79,8 +79,10 @@ def write(path: Path, name: str, raw: np.ndarray, columns: int) -> Path:
 
 
 def load(path: Path, **options: str) -> np.ndarray:
+    key = "model.layers.0.mlp.up_proj"
     with GgufCheckpoint(path) as checkpoint:
-        weight = formats.load_weight(checkpoint, "model.layers.0.mlp.up_proj", "cpu", **options)  # type: ignore[arg-type]
+        rows, columns = checkpoint.tensors[f"{key}.weight"].shape
+        weight = formats.load_weight(checkpoint, key, (rows, columns), "cpu", **options)  # type: ignore[arg-type]
         return weight.dequantize().numpy()
 
 
@@ -162,7 +164,7 @@ def test_vectors_of_any_type(tmp_path: Path) -> None:
     for name in ("F32", "F16", "BF16", "Q8_0"):
         raw = random_rows(name, 1, 256)
         with GgufCheckpoint(write_vector(tmp_path / "model.gguf", name, raw)) as checkpoint:
-            found = formats.load_vector(checkpoint, "model.norm.weight").numpy()
+            found = formats.load_vector(checkpoint, "model.norm.weight", 256).numpy()
         assert np.array_equal(found, expected_values(name, raw)[0])
 
 
@@ -196,6 +198,6 @@ def test_types_that_are_no_weights(tmp_path: Path) -> None:
 def test_missing_tensors_are_named(tmp_path: Path) -> None:
     with GgufCheckpoint(write(tmp_path / "model.gguf", "F32", random_rows("F32", 4, 32), 32)) as checkpoint:
         with pytest.raises(FormatError, match=r"lm_head.weight: found no such tensor"):
-            formats.load_weight(checkpoint, "lm_head", "cpu")
+            formats.load_weight(checkpoint, "lm_head", (4, 32), "cpu")
         with pytest.raises(FormatError, match=r"model.norm.weight"):
-            formats.load_vector(checkpoint, "model.norm.weight")
+            formats.load_vector(checkpoint, "model.norm.weight", 32)

@@ -72,9 +72,9 @@ def test_weights_and_vectors(tmp_path: Path, dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     tensors = {"a.weight": torch.randn(40, 24).to(dtype), "norm.weight": torch.randn(24).to(dtype)}
     with SafetensorsCheckpoint(folder(tmp_path / "model", tensors)) as checkpoint:
-        exact = formats.load_weight(checkpoint, "a", "cpu", expand="float32").dequantize()
-        packed = formats.load_weight(checkpoint, "a", "cpu").dequantize()
-        norm = formats.load_vector(checkpoint, "norm.weight")
+        exact = formats.load_weight(checkpoint, "a", (40, 24), "cpu", expand="float32").dequantize()
+        packed = formats.load_weight(checkpoint, "a", (40, 24), "cpu").dequantize()
+        norm = formats.load_vector(checkpoint, "norm.weight", 24)
     assert torch.equal(exact, tensors["a.weight"].float())
     assert torch.allclose(packed, tensors["a.weight"].float(), rtol=2**-8 if dtype == torch.float16 else 0, atol=0)
     assert torch.equal(norm, tensors["norm.weight"].float())
@@ -98,8 +98,8 @@ def test_float8_with_and_without_scales(
         height, width = {(3, 2): (128, 128), (1, 1): (300, 200), (300, 1): (1, 200)}[tuple(full.shape)]
         expected = expected * full.repeat_interleave(height, 0)[:300].repeat_interleave(width, 1)[:, :200]
     with SafetensorsCheckpoint(folder(tmp_path / "model", tensors)) as checkpoint:
-        exact = formats.load_weight(checkpoint, "a", "cpu", expand="float32").dequantize()
-        packed = formats.load_weight(checkpoint, "a", "cpu").dequantize()
+        exact = formats.load_weight(checkpoint, "a", (300, 200), "cpu", expand="float32").dequantize()
+        packed = formats.load_weight(checkpoint, "a", (300, 200), "cpu").dequantize()
     assert torch.equal(exact, expected)
     assert torch.allclose(packed, expected, rtol=2**-8 + 2**-11, atol=2**-24)
 
@@ -110,7 +110,7 @@ def test_a_scale_of_the_wrong_shape(tmp_path: Path) -> None:
         SafetensorsCheckpoint(folder(tmp_path / "model", tensors)) as checkpoint,
         pytest.raises(FormatError, match=r"shape of a\.weight_scale"),
     ):
-        formats.load_weight(checkpoint, "a", "cpu")
+        formats.load_weight(checkpoint, "a", (4, 4), "cpu")
 
 
 def test_shards_are_one_model(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
     parts = [{"a.weight": torch.randn(4, 8)}, {"b.weight": torch.randn(4, 8), "c": torch.randn(3)}]
     with SafetensorsCheckpoint(sharded(tmp_path / "model", parts)) as checkpoint:
         assert set(checkpoint.tensors) == {"a.weight", "b.weight", "c"}
-        found = formats.load_weight(checkpoint, "b", "cpu", expand="float32").dequantize()
+        found = formats.load_weight(checkpoint, "b", (4, 8), "cpu", expand="float32").dequantize()
     assert torch.equal(found, parts[1]["b.weight"])
 
 
