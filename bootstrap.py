@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 OLDEST = (3, 10)
+NEEDED = {"run": 1500 << 20, "dev": 2000 << 20}  # bytes that the environment takes, downloads and build included
 BUILD_TOOLS = ["setuptools>=77", "pybind11>=2.12", "ninja", "numpy"]
 
 
@@ -56,6 +57,16 @@ def check_machine() -> None:
         raise SetupError(
             f"the headers of this Python are missing ({header}): install them (Debian, Ubuntu: apt-get install "
             "python3-dev; Fedora: dnf install python3-devel)"
+        )
+
+
+def check_space(kind: str) -> None:
+    """Room for a new environment."""
+    free = shutil.disk_usage(ROOT).free
+    if not PYTHON.exists() and free < NEEDED[kind]:
+        raise SetupError(
+            f"{ROOT} has {free >> 20} MiB free, the environment takes up to {NEEDED[kind] >> 20} MiB: "
+            "free some space, or put this folder on another disk"
         )
 
 
@@ -95,7 +106,7 @@ def create_venv() -> None:
     if PYTHON.exists() and subprocess.run([str(PYTHON), "-m", "pip", "--version"], capture_output=True).returncode == 0:
         return
     say(f"creating {VENV.name} with {sys.executable}")
-    failure = "venv failed: its reason stands above (Debian, Ubuntu: apt-get install python3-venv)"
+    failure = "venv failed: its reason stands above (a full disk; Debian, Ubuntu: apt-get install python3-venv)"
     run([sys.executable, "-m", "venv", "--clear", str(VENV)], failure)
 
 
@@ -106,6 +117,7 @@ def install(kind: str, torch: str) -> None:
     if stamp.is_file() and stamp.read_text() == mark:
         return
     check_machine()
+    check_space(kind)
     create_venv()
     say(f"installing {torch} and the build tools (once; torch is a large download)")
     pip(*torch.split(), *BUILD_TOOLS)
@@ -139,6 +151,9 @@ def main() -> int:
         build()
     except SetupError as error:
         say(str(error))
+        return 1
+    except OSError as error:
+        say(f"{error.filename or VENV}: {error.strerror}: free some space or mend its permissions")
         return 1
     except KeyboardInterrupt:
         say("stopped; the next run goes on from here")

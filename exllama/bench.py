@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from exllama import ops
-from exllama.cli.benchmark import Bench, tests
 from exllama.cli.console import progress_bars, run_command_line, write_json
 from exllama.cli.flags import add_model_flags, model_options, non_negative, non_negative_list, positive, positive_list
-from exllama.engine.model import Model
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,6 +26,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Measures every test and writes a line for each as soon as it is known."""
     args = parser().parse_args(arguments)
+    from exllama import ops
+    from exllama.cli.benchmark import Bench, tests
+    from exllama.engine.model import Model
+
     wanted = tests(args.prefill, args.decode, args.depth, args.batch)
     options = model_options(args)
     with progress_bars() as progress, Model.from_pretrained(args.model, **options, progress=progress) as model:

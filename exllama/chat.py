@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-from exllama.cli.chat.start import start
 from exllama.cli.console import run_command_line
 from exllama.cli.flags import add_model_flags, positive
 
@@ -31,7 +30,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns when the user leaves or the pipe is answered."""
-    return start(parser().parse_args(arguments))
+    args = parser().parse_args(arguments)
+    from exllama.cli.chat.start import start
+
+    return start(args)
 
 
 if __name__ == "__main__":

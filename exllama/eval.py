@@ -7,7 +7,6 @@ import sys
 from dataclasses import asdict
 
 from exllama.cli.console import progress_bars, run_command_line, write_json
-from exllama.cli.evaluate import evaluate
 from exllama.cli.flags import add_model_flags, positive
 
 
@@ -29,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Writes the numbers as one JSON object."""
     args = parser().parse_args(arguments)
+    from exllama.cli.evaluate import evaluate
+
     with progress_bars() as progress:
         result = evaluate(args, progress)
     write_json([{"measure": args.measure, "model": args.model, "context": args.context, **asdict(result)}], args.json)

@@ -1,4 +1,8 @@
-"""How command lines talk: messages and progress on stderr, results on stdout, errors as one sentence."""
+"""How command lines talk: messages and progress on stderr, results on stdout, errors as one sentence.
+
+Entry points import this module and argparse alone before `run_command_line`: what takes longer to import is imported
+inside it, so that Ctrl-C ends that too with a sentence, and `--help` is there at once.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,13 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from typing import TYPE_CHECKING, Any
 
 from exllama.errors import ExllamaError, SourceError
 from exllama.loader.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 STDOUT = "-"
 FAILED, INTERRUPTED = 1, 130
@@ -24,17 +27,22 @@ FAILED, INTERRUPTED = 1, 130
 
 def messages() -> Console:
     """The console for everything that is not the result."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Progress]:
     """A Progress that draws one bar per job on stderr, and nothing where nobody can see it."""
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
     percent = TextColumn("{task.percentage:>3.0f} %")
     columns = (TextColumn("{task.description}"), BarColumn(), percent, TimeRemainingColumn())
     console = messages()
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
+        tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:
             if what not in tasks:
@@ -63,7 +71,9 @@ def write_json(lines: Iterable[dict[str, Any]], target: str) -> None:
 
 def run_command_line(command: Callable[[], int]) -> int:
     """Runs the body of an entry point; every expected failure becomes one sentence and an exit code."""
+    open_closed_streams()
     logging.basicConfig(level=logging.WARNING, format="exllama: %(message)s", stream=sys.stderr)
+    logging.raiseExceptions = False  # a stderr that cannot be written is no reason to stop
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         tolerate_any_text(stream)
     try:
@@ -71,18 +81,37 @@ def run_command_line(command: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except ExllamaError as error:
-        sys.stderr.write(f"exllama: {error}\n")
-        return FAILED
+        return fail(str(error))
     except MemoryError as error:
-        sys.stderr.write(f"exllama: out of memory ({error}): try `python -m exllama.devices plan`\n")
-        return FAILED
+        return fail(f"out of memory ({error}): try `python -m exllama.devices plan`")
     except KeyboardInterrupt:
-        sys.stderr.write("exllama: stopped\n")
-        return INTERRUPTED
+        return fail("stopped", INTERRUPTED)
     except BrokenPipeError:
-        # the reader has gone; Python would complain once more while closing stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return fail("")  # the reader has gone, and has seen what it wanted
+    except OSError as error:
+        where = error.filename or "the output"
+        return fail(f"{where} cannot be read or written: {error.strerror or error}")
+
+
+def fail(text: str, code: int = FAILED) -> int:
+    """Says why on stderr, if that is still there, and lets nothing more come out. Returns the exit code."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"exllama: {text}\n" if text else "")
+        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would complain once more when it closes the stream
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
+
+
+def open_closed_streams() -> None:
+    """Standard streams that the caller has closed become empty ones, else the next file would get their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115, it lives as long as the process
+            setattr(sys, name, stream)
 
 
 def tolerate_any_text(stream: Any) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from exllama.cli import doctor, plan
 from exllama.cli.console import progress_bars, run_command_line, write_json
 from exllama.cli.flags import add_model_flags
-from exllama.loader.sources import open_checkpoint
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,6 +23,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Returns 1 when something is wrong with the machine or the plan does not fit."""
     args = parser().parse_args(arguments)
+    from exllama.cli import doctor, plan
+    from exllama.loader.sources import open_checkpoint
+
     if args.command is None:
         report = doctor.inspect()
         write_json([report], "-") if args.json else print(doctor.describe(report))

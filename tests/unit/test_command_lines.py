@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -176,3 +178,68 @@ def test_parsers_have_the_contract_s_short_flags() -> None:
     words = "kl -m M --reference R --text T --context 512 --tokens 9 --json -"
     assert eval.parser().parse_args(words.split()).reference == "R"
     assert chat.parser().parse_args([]).model == "default"
+
+
+def shell(line: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A line for sh; {python} and ROOT stand for what they say. folder: goes before ROOT on the path."""
+    path = os.pathsep.join(str(part) for part in (folder, ROOT) if part)
+    env = {**os.environ, "PYTHONPATH": path, "EXLLAMA_CACHE_DIR": str(folder or ROOT / "no-cache")}
+    command = ["sh", "-c", line.replace("{python}", shlex.quote(sys.executable))]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+
+
+posix = pytest.mark.skipif(os.name == "nt", reason="streams are closed by POSIX means")
+
+
+@posix
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
+def test_closed_streams_are_empty_ones(closed: str) -> None:
+    done = shell(f"{{python}} -m exllama.chat -m /no/such/model {closed}")
+    assert done.returncode == 1
+    assert "no model at '/no/such/model'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@posix
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_without_stderr_the_result_still_comes(stderr: str) -> None:
+    done = shell(f"{{python}} -m exllama.devices --json {stderr}")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["inference_test"]["status"] == "success"
+    assert shell(f"{{python}} -m exllama.chat -m /no/such/model </dev/null {stderr}").returncode == 1
+
+
+@posix
+def test_a_full_disk_behind_stdout() -> None:
+    done = shell("{python} -m exllama.devices --json >/dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "exllama: the output cannot be read or written: No space left on device\n"
+
+
+@posix
+def test_a_reader_that_has_gone() -> None:
+    command = [sys.executable, "-m", "exllama.devices", "--json"]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout
+    assert child.stderr
+    child.stdout.close()
+    assert (child.stderr.read(), child.wait(timeout=60)) == ("", 1)
+    child.stderr.close()
+
+
+@posix
+def test_ctrl_c_while_starting(tmp_path: Path) -> None:
+    """The signal arrives while torch is being imported, which takes most of the time before a model is read."""
+    hook = "import os, signal, sys\nclass Finder:\n    def find_spec(self, name, *rest):\n"
+    hook += "        if name == 'torch._C':\n            os.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / "sitecustomize.py").write_text(hook + "sys.meta_path.insert(0, Finder())\n")
+    for command in ("chat", "bench", "eval ppl --text x", "devices"):
+        done = shell(f"{{python}} -m exllama.{command} </dev/null", tmp_path)
+        assert (done.returncode, done.stderr) == (130, "exllama: stopped\n"), command
+
+
+def test_help_needs_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('imported')")
+    for command in ("chat", "bench", "eval", "devices"):
+        assert shell(f"{{python}} -m exllama.{command} --help", tmp_path).returncode == 0, command

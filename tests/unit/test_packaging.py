@@ -120,6 +120,33 @@ def test_a_missing_venv_module_is_named(tmp_path: Path, module: str) -> None:
     assert "-venv" in done.stderr
 
 
+@pytest.mark.parametrize("kind", ["run", "dev"])
+def test_a_full_disk_is_told_before_anything_is_made(tmp_path: Path, kind: str) -> None:
+    tree = fresh_tree(tmp_path)
+    full = (
+        "import runpy, shutil, sys; from types import SimpleNamespace;"
+        "shutil.disk_usage = lambda path: SimpleNamespace(free=30 << 20);"
+        f"sys.argv = ['bootstrap.py', {kind!r}]; runpy.run_path('bootstrap.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", full], cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "30 MiB free" in done.stderr
+    assert "free some space" in done.stderr
+    assert not (tree / ".venv").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sizes of files are limited by POSIX means")
+def test_a_disk_that_fills_up_gives_a_sentence(tmp_path: Path) -> None:
+    """No file may grow beyond 20 kB, so making the environment fails in the middle."""
+    tree = fresh_tree(tmp_path)
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+    limited += "sys.argv = ['bootstrap.py', 'run']; runpy.run_path('bootstrap.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", limited], cwd=tree, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "a full disk" in done.stderr.splitlines()[-1] or "free some space" in done.stderr.splitlines()[-1]
+    assert not (tree / ".venv" / "stamp-run").exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="make is the POSIX way in")
 def test_make_names_a_missing_python(tmp_path: Path) -> None:
     tree = fresh_tree(tmp_path)
