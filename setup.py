@@ -28,6 +28,7 @@ PACKAGES = [
     "exllama.generator.sampling",
     "exllama.layers",
     "exllama.loader",
+    "exllama.ops",
     "exllama.tokenizer",
     "exllama_ext",
 ]

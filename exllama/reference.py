@@ -3,7 +3,8 @@
 The functions work in the dtype of their inputs, so a test may call them in float64. `ReferencePlan` runs whole models
 with them in float32 and serves as the device "reference".
 
-Notation as in ops.py: R rows, K in_features, N out_features, H query heads, G kv heads, D head_dim, T cached tokens.
+Notation as in ops/protocol.py: R rows, K in_features, N out_features, H query heads, G kv heads, D head_dim; and T
+cached tokens.
 """
 
 from __future__ import annotations
@@ -70,8 +71,13 @@ def softcap(x: torch.Tensor, cap: float) -> torch.Tensor:
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor, scale: float,
-    window: int | None = None, cap: float = 0.0,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    positions: torch.Tensor,
+    scale: float,
+    window: int | None = None,
+    cap: float = 0.0,
 ) -> torch.Tensor:
     """Causal attention of q (R, H, D), row r at positions[r], over k, v (T, G, D) at positions 0 .. T-1 -> (R, H, D).
 
@@ -356,8 +362,14 @@ class ReferencePlan(Generic[B]):
         self._steps.append(step)
 
     def rope_and_store(
-        self, q: BufferLike, k: BufferLike, v: BufferLike, cache: object, rope: RopeLike | None,
-        q_norm: NormLike | None = None, k_norm: NormLike | None = None,
+        self,
+        q: BufferLike,
+        k: BufferLike,
+        v: BufferLike,
+        cache: object,
+        rope: RopeLike | None,
+        q_norm: NormLike | None = None,
+        k_norm: NormLike | None = None,
     ) -> None:
         store, layer = _own(cache), self._num_layers
         self._num_layers += 1
@@ -374,7 +386,12 @@ class ReferencePlan(Generic[B]):
         self._steps.append(step)
 
     def attention(
-        self, q: BufferLike, out: BufferLike, cache: object, scale: float, window: int | None = None,
+        self,
+        q: BufferLike,
+        out: BufferLike,
+        cache: object,
+        scale: float,
+        window: int | None = None,
         softcap: float = 0.0,
     ) -> None:
         store = _own(cache)
@@ -402,7 +419,11 @@ class ReferencePlan(Generic[B]):
         self._steps.append(step)
 
     def run(
-        self, token_ids: np.ndarray, positions: np.ndarray, sequences: np.ndarray, page_table: np.ndarray,
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        page_table: np.ndarray,
         logit_rows: np.ndarray,
     ) -> torch.Tensor:
         if len(token_ids) > self.max_rows:

@@ -36,7 +36,12 @@ class Model:
     """Made by `from_pretrained`. config: the architecture's typed configuration; modules: the flat list."""
 
     def __init__(
-        self, checkpoint: Checkpoint, config: DecoderConfig, modules: list[Module], device: str, context_length: int,
+        self,
+        checkpoint: Checkpoint,
+        config: DecoderConfig,
+        modules: list[Module],
+        device: str,
+        context_length: int,
         threads: int | None,
     ) -> None:
         self.config, self.modules, self.device, self.threads = config, modules, device, threads
@@ -47,8 +52,13 @@ class Model:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, device: str = "cpu", expand: Literal["float32"] | None = None,
-        threads: int | None = None, context: int | None = None, progress: Progress | None = None,
+        cls,
+        source: str | Path,
+        device: str = "cpu",
+        expand: Literal["float32"] | None = None,
+        threads: int | None = None,
+        context: int | None = None,
+        progress: Progress | None = None,
     ) -> Model:
         """Loads a model.
 

@@ -1,7 +1,7 @@
 """Q2_K .. Q6_K: blocks of 256 in 8 or 16 groups, whose small integer scales are multiplied by one or two fp16 numbers.
 
-    Q4_K, 144 bytes: [ d ][ dmin ][ 12 bytes: 8 scales and 8 minimums of 6 bits ][ 128 bytes: 64 elements in each 32 ]
-    Q6_K, 210 bytes: [ 128: low 4 bits ][ 64: high 2 bits ][ 16 int8 scales ][ d ]
+Q4_K, 144 bytes: [ d ][ dmin ][ 12 bytes: 8 scales and 8 minimums of 6 bits ][ 128 bytes: 64 elements in each 32 ]
+Q6_K, 210 bytes: [ 128: low 4 bits ][ 64: high 2 bits ][ 16 int8 scales ][ d ]
 """
 
 from __future__ import annotations

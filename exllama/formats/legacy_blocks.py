@@ -1,8 +1,8 @@
 """Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: blocks of 32 with one fp16 scale d and, in the _1 types, a minimum m.
 
-    Q4_0, 18 bytes                              Q5_1, 24 bytes
-    byte 0..1    2           17                 byte 0..1  2..3   4..7       8            23
-      [ half d ][q16|q0] .. [q31|q15]             [ d ][ m ][ bit 4 of q ][q16|q0] .. [q31|q15]
+Q4_0, 18 bytes                              Q5_1, 24 bytes
+byte 0..1    2           17                 byte 0..1  2..3   4..7       8            23
+  [ half d ][q16|q0] .. [q31|q15]             [ d ][ m ][ bit 4 of q ][q16|q0] .. [q31|q15]
 """
 
 from __future__ import annotations

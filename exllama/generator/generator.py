@@ -100,9 +100,18 @@ class Generator:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, device: str = "auto", cache: str = "fp16", cache_tokens: int | None = None,
-        gpu_split: Sequence[float] | str | None = None, gpu_layers: int | None = None, draft: str | None = None,
-        max_batch_size: int = 16, chunk_size: int = 2048, threads: int | None = None, **more: Unpack[LoadOptions],
+        cls,
+        source: str | Path,
+        device: str = "auto",
+        cache: str = "fp16",
+        cache_tokens: int | None = None,
+        gpu_split: Sequence[float] | str | None = None,
+        gpu_layers: int | None = None,
+        draft: str | None = None,
+        max_batch_size: int = 16,
+        chunk_size: int = 2048,
+        threads: int | None = None,
+        **more: Unpack[LoadOptions],
     ) -> Self:
         """Loads a model and makes room for its cache.
 
@@ -129,16 +138,25 @@ class Generator:
 
     @overload  # a str is a sequence of str too, so the first one that fits counts
     def generate(  # type: ignore[overload-overlap]
-        self, prompt: Prompt, max_new_tokens: int | None = ..., sampling: Sampling = ...,
+        self,
+        prompt: Prompt,
+        max_new_tokens: int | None = ...,
+        sampling: Sampling = ...,
         stop: Sequence[str | int] = ...,
     ) -> str: ...
     @overload
     def generate(
-        self, prompt: Sequence[Prompt], max_new_tokens: int | None = ..., sampling: Sampling = ...,
+        self,
+        prompt: Sequence[Prompt],
+        max_new_tokens: int | None = ...,
+        sampling: Sampling = ...,
         stop: Sequence[str | int] = ...,
     ) -> list[str]: ...
     def generate(
-        self, prompt: Any, max_new_tokens: int | None = 512, sampling: Sampling = GREEDY,
+        self,
+        prompt: Any,
+        max_new_tokens: int | None = 512,
+        sampling: Sampling = GREEDY,
         stop: Sequence[str | int] = (),
     ) -> str | list[str]:
         """The answer to a prompt, or to each of a list of prompts, which run as one batch. Arguments as in Job.
@@ -153,7 +171,10 @@ class Generator:
         return [job.text for job in jobs] if several else jobs[0].text
 
     def stream(
-        self, prompt: Prompt | Job, max_new_tokens: int | None = 512, sampling: Sampling = GREEDY,
+        self,
+        prompt: Prompt | Job,
+        max_new_tokens: int | None = 512,
+        sampling: Sampling = GREEDY,
         stop: Sequence[str | int] = (),
     ) -> Iterator[Text]:
         """The answer piece by piece. Whoever closes the iterator early cancels the rest.
@@ -163,7 +184,10 @@ class Generator:
         return self._texts(prompt if isinstance(prompt, Job) else Job(prompt, max_new_tokens, sampling, stop))
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int | None = 512, sampling: Sampling = GREEDY,
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        max_new_tokens: int | None = 512,
+        sampling: Sampling = GREEDY,
         stop: Sequence[str | int] = (),
     ) -> str:
         """The assistant's next message; messages are {"role": ..., "content": ...}, put as the template says."""

@@ -252,7 +252,11 @@ class Scheduler:
             self._end(sequence, reason, now, stop)
 
     def _end(
-        self, sequence: Sequence, reason: Reason, now: float, stop: str | int | None = None,
+        self,
+        sequence: Sequence,
+        reason: Reason,
+        now: float,
+        stop: str | int | None = None,
         error: ExllamaError | None = None,
     ) -> None:
         self._running.remove(sequence)

@@ -22,7 +22,12 @@ class Sequence:
     """
 
     def __init__(
-        self, job: Job, prompt: NDArray[np.int32], limit: int, stop_ids: frozenset[int], answer: Answer,
+        self,
+        job: Job,
+        prompt: NDArray[np.int32],
+        limit: int,
+        stop_ids: frozenset[int],
+        answer: Answer,
         table: PageTable,
     ) -> None:
         self.job, self.answer, self.table = job, answer, table

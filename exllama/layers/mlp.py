@@ -12,7 +12,12 @@ class GatedMLP(Module):
     """hidden += down(activation(gate(norm(hidden))) * up(norm(hidden)))."""
 
     def __init__(
-        self, key: str, norm: RMSNorm, hidden_size: int, intermediate_size: int, activation: Activation,
+        self,
+        key: str,
+        norm: RMSNorm,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: Activation,
         bias: bool = False,
     ) -> None:
         self.key, self.norm, self.activation, self.intermediate_size = key, norm, activation, intermediate_size

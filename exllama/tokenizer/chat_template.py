@@ -33,9 +33,7 @@ class ChatTemplate:
         self._names = dict(names or {})
         self._compiled: dict[str, Any] = {}
 
-    def render(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **allowed: Any
-    ) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **allowed: Any) -> str:
         """The conversation as one text.
 
         messages: dictionaries of plain JSON values with at least a role. allowed: variables out of ALLOWED.

@@ -117,7 +117,7 @@ def test_incomplete_page_is_copied_not_shared() -> None:
     computed = table.reuse(longer, 0)
     assert computed == 32
     assert table.copy_start(longer, computed, lambda a, b: copies.append((a, b))) == 48
-    (source, destination), = copies
+    ((source, destination),) = copies
     assert table.pages[1] == destination != source
     assert pool.references[source] == 0
     pool.check_integrity([table.pages])

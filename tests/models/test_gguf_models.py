@@ -79,8 +79,12 @@ def encode(values: np.ndarray, kind: Q) -> np.ndarray:
 
 
 def write(
-    model: PreTrainedModel, path: Path, types: dict[str, Q] | None = None, arch: str = "",
-    metadata: dict[str, Any] | None = None, extra: dict[str, np.ndarray] | None = None,
+    model: PreTrainedModel,
+    path: Path,
+    types: dict[str, Q] | None = None,
+    arch: str = "",
+    metadata: dict[str, Any] | None = None,
+    extra: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """types: of matrices by the end of their GGUF name, "" for the others; `model` gets the values they decode to."""
     arch = arch or model.config.model_type

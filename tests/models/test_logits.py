@@ -54,8 +54,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def check(
-    config: PretrainedConfig, folder: Path, device: str, bound: float = EXACT, dtype: torch.dtype = torch.float32,
-    tokens: int = TOKENS, context: int | None = None,
+    config: PretrainedConfig,
+    folder: Path,
+    device: str,
+    bound: float = EXACT,
+    dtype: torch.dtype = torch.float32,
+    tokens: int = TOKENS,
+    context: int | None = None,
 ) -> Model:
     model = toy_model(config)
     save(model, folder, dtype)

@@ -48,7 +48,8 @@ def regenerate(default_model: str | None) -> None:
     tokens, merges = byte_level_vocabulary()
     pieces, scores = sentencepiece_vocabulary()
     writers: dict[str, Callable[[Path], Path]] = {
-        name: lambda path, name=name: write_byte_level(path, tokens, merges, name) for name in REPRESENTATIVES  # type: ignore[misc]
+        name: lambda path, name=name: write_byte_level(path, tokens, merges, name)
+        for name in REPRESENTATIVES  # type: ignore[misc]
     }
     with tempfile.TemporaryDirectory() as folder:
         ids = {name: llama_cpp_ids(write(Path(folder) / f"{name}.gguf")) for name, write in writers.items()}

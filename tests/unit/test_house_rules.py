@@ -98,8 +98,14 @@ def undocumented(source: Source) -> Iterator[str]:
 
 
 CHECKS: list[Callable[[Source], Iterator[str]]] = [
-    long_functions, many_parameters, environment_reads, forbidden_calls,
-    forbidden_imports, import_side_effects, futureless, undocumented,
+    long_functions,
+    many_parameters,
+    environment_reads,
+    forbidden_calls,
+    forbidden_imports,
+    import_side_effects,
+    futureless,
+    undocumented,
 ]
 
 

@@ -52,9 +52,16 @@ class DecoderConfig:
 
 
 def read_decoder(
-    config: ConfigReader, model_type: str, windows: tuple[int | None, ...] | None = None, *,
-    head_dim: int | None = None, num_kv_heads: int | None = None,
-    qkv_bias: bool = False, o_bias: bool = False, mlp_bias: bool = False, qk_norm: bool = False,
+    config: ConfigReader,
+    model_type: str,
+    windows: tuple[int | None, ...] | None = None,
+    *,
+    head_dim: int | None = None,
+    num_kv_heads: int | None = None,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
 ) -> DecoderConfig:
     """Reads the keys that all decoders share; what differs is passed in.
 

@@ -1,0 +1,186 @@
+"""The CPU: weights in the row blocks of kernels/cpu, cache pages, and a plan that one native call runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from exllama.errors import DeviceError, UnsupportedModelError, UsageError
+from exllama.ops.native import cpu_level, default_threads, native, team
+from exllama.ops.protocol import Activation, Buffer, LayerCache, Norm, Projection, Rope, Weight
+
+
+class CpuWeight:
+    """A matrix in the row blocks of kernels/cpu; family GroupAffine for block types, Dense for the others."""
+
+    def __init__(self, type_name: str, packed: Any, shape: tuple[int, int]) -> None:
+        self.type = type_name
+        self.packed = packed
+        self.out_features, self.in_features = shape
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.packed.nbytes)
+
+    def dequantize(self) -> torch.Tensor:
+        """The exact values, (N, K) float32."""
+        return torch.from_numpy(native().dequantize(self.packed, cpu_level(), 0, self.out_features))
+
+
+class Packer:
+    """Takes a matrix row by row from a file; nothing but the packed result is kept."""
+
+    def __init__(self, type_name: str, shape: tuple[int, int], native_type: str, held_as: str) -> None:
+        self._shape, self._type = shape, type_name
+        try:
+            self._packed = native().PackedWeight(native_type, *shape, held_as)
+        except ValueError as error:
+            raise UnsupportedModelError(f"a {type_name} weight of shape {shape} cannot be packed: {error}") from error
+
+    def add_rows(self, start_row: int, raw: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        """raw: (rows, row_bytes) uint8 as in the file; start_row: a multiple of 16."""
+        try:
+            self._packed.add_rows(start_row, np.ascontiguousarray(raw))
+        except ValueError as error:
+            raise UsageError(f"rows {start_row}.. of a {self._type} weight of shape {self._shape}: {error}") from error
+
+    def finish(self) -> CpuWeight:
+        return CpuWeight(self._type, self._packed, self._shape)
+
+
+class CpuLayerCache:
+    """Zeroed pages of one layer; see kernels/cpu/kv_cache.h for the bytes."""
+
+    def __init__(self, num_pages: int, num_kv_heads: int, head_dim: int, k_bits: int, v_bits: int) -> None:
+        self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
+        try:
+            self.pages = native().CachePages(num_pages, num_kv_heads, head_dim, k_bits, v_bits)
+        except ValueError as error:
+            raise UsageError(
+                f"a cache of {num_kv_heads} heads of {head_dim} with {k_bits}/{v_bits} bits: {error}"
+            ) from error
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.pages.nbytes)
+
+    def copy_page(self, source: int, target: int) -> None:
+        self.pages.copy_page(source, target)
+
+
+# Activations are int8 per 32 columns. A row that this rounds worse than usual (Gaussian rows: 2.2e-5, squared and
+# relative) is one of the few with huge outliers; it gets a second int8 row for the error. See docs/benchmarks.md.
+RESIDUAL_ABOVE = 6e-5
+_ACTIVATIONS = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
+
+
+class CpuPlan:
+    """The Plan of a CPU: a list of native operations that one call runs on a team of threads."""
+
+    def __init__(self, max_rows: int, threads: int | None = None, level: str | None = None) -> None:
+        max_pages = 1 << 13  # of one sequence: 2 Mi tokens
+        self.max_rows = max_rows
+        self.threads = threads or default_threads()
+        self._plan = native().Plan(team(self.threads), level or cpu_level(), max_rows, max_pages)
+        self.faults: dict[int, int] = {}
+        self._rope_tables: dict[int, tuple[Rope, int]] = {}
+        self._vocab = 0
+
+    def buffer(self, width: int) -> Buffer:
+        return Buffer(width, self._plan.buffer(width))
+
+    def read(self, buffer: Buffer, rows: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """A copy of the first rows of a buffer; for tests."""
+        values: np.ndarray[Any, np.dtype[np.float32]] = self._plan.read(buffer.index, rows)
+        return values
+
+    def write(self, buffer: Buffer, values: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        """Fills the first rows of a buffer; for tests."""
+        self._plan.write(buffer.index, values)
+
+    def embed(self, table: Weight, out: Buffer, multiplier: float = 1.0) -> None:
+        self._plan.embed(_packed(table), out.index, multiplier)
+
+    def linear(
+        self, x: Buffer, projections: Sequence[Projection], norm: Norm | None = None, precise: bool = False
+    ) -> None:
+        self._linear(x, projections, norm, 0, precise)
+
+    def gated_linear(
+        self, x: Buffer, gate: Projection, up: Projection, activation: Activation, norm: Norm | None = None
+    ) -> None:
+        self._linear(x, [gate, up], norm, _ACTIVATIONS[activation], False)
+
+    def _linear(
+        self, x: Buffer, projections: Sequence[Projection], norm: Norm | None, activation: int, precise: bool
+    ) -> None:
+        rows = [(_packed(p.weight), p.out.index, _array(p.bias), p.add) for p in projections]
+        self._plan.linear(x.index, rows, *_norm(norm), activation, 0.0 if precise else RESIDUAL_ABOVE)
+
+    def rope_and_store(
+        self,
+        q: Buffer,
+        k: Buffer,
+        v: Buffer,
+        cache: LayerCache,
+        rope: Rope | None,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+    ) -> None:
+        table = -1 if rope is None else self._rope_table(rope)
+        self._plan.rope_and_store(q.index, k.index, v.index, _pages(cache), table, *_norm(q_norm), *_norm(k_norm))
+
+    def _rope_table(self, rope: Rope) -> int:
+        """Cosines and sines are computed once a run for all layers that share them."""
+        if id(rope) not in self._rope_tables:
+            inv_freq = rope.inv_freq.to(torch.float32).contiguous().numpy()
+            self._rope_tables[id(rope)] = (rope, self._plan.rope_table(inv_freq, rope.scale))
+        return self._rope_tables[id(rope)][1]
+
+    def attention(
+        self, q: Buffer, out: Buffer, cache: LayerCache, scale: float, window: int | None = None, softcap: float = 0.0
+    ) -> None:
+        self._plan.attention(q.index, out.index, _pages(cache), scale, window or 0, softcap)
+
+    def logits(self, x: Buffer, head: Weight, norm: Norm | None = None, softcap: float = 0.0) -> None:
+        self._vocab = head.out_features
+        self._plan.logits(x.index, _packed(head), *_norm(norm), softcap, 0.0)
+
+    def run(
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        page_table: np.ndarray,
+        logit_rows: np.ndarray,
+    ) -> torch.Tensor:
+        out = np.empty((len(logit_rows), self._vocab), np.float32)
+        try:
+            faults = self._plan.run(token_ids, positions, sequences, page_table, logit_rows, out)
+        except ValueError as error:
+            raise UsageError(f"a batch of {len(token_ids)} rows cannot run: {error}") from error
+        self.faults = dict(faults) if faults else {}
+        return torch.from_numpy(out)
+
+
+def _packed(weight: Weight) -> Any:
+    if not isinstance(weight, CpuWeight):
+        raise DeviceError(f"a plan of the CPU needs weights on the CPU, not {type(weight).__name__}")
+    return weight.packed
+
+
+def _pages(cache: LayerCache) -> Any:
+    if not isinstance(cache, CpuLayerCache):
+        raise DeviceError(f"a plan of the CPU needs a cache on the CPU, not {type(cache).__name__}")
+    return cache.pages
+
+
+def _array(vector: torch.Tensor | None) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    return None if vector is None else vector.to(torch.float32).contiguous().numpy()
+
+
+def _norm(norm: Norm | None) -> tuple[np.ndarray[Any, np.dtype[np.float32]] | None, float]:
+    return (None, 0.0) if norm is None else (_array(norm.weight), norm.eps)
