@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 MODEL ?= default
 RUN := .venv/bin/python
 SOURCES := exllama conversion exllama_ext tests examples benchmarks docs bootstrap.py setup.py
-NATIVE := $(shell find kernels exllama_ext -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+NATIVE := $(shell find kernels exllama_ext tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .PHONY: help setup build test lint fmt chat bench docs clean environment environment-dev
 .DEFAULT_GOAL := help
