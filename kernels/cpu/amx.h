@@ -144,35 +144,10 @@ template <int bits, Scheme scheme> void tile_multiply(const Weight& w, const uin
     if (done < count) block_multiply<bits, scheme>(w, block, rows, first + done, count - done, y + 16 * done);
 }
 
-// bf16: 64 rows as four independent sums while there are as many, then up to 16 at a time.
+// bf16, up to 16 rows at a time.
 inline void dense_tile_multiply(const uint8_t* block, const Rows& rows, int first, int count, Worker& worker,
                                 float* y) {
-    int done = 0;
-    if (count >= 64) configure_tiles(worker, 16, 64);
-    for (; count - done >= 64; done += 64) {
-        const uint8_t* a = rows[first + done].base;
-        const int64_t tile = 16 * rows.stride;
-        tile_zero<0>();
-        tile_zero<1>();
-        tile_zero<2>();
-        tile_zero<3>();
-        for (int k = 0; k < rows.k; k += 32) {
-            tile_load<6>(block + 32 * k, 64);
-            tile_load<4>(a + 2 * k, rows.stride);
-            tile_dot_bf16<0, 4, 6>();
-            tile_load<5>(a + tile + 2 * k, rows.stride);
-            tile_dot_bf16<1, 5, 6>();
-            tile_load<4>(a + 2 * tile + 2 * k, rows.stride);
-            tile_dot_bf16<2, 4, 6>();
-            tile_load<5>(a + 3 * tile + 2 * k, rows.stride);
-            tile_dot_bf16<3, 5, 6>();
-        }
-        tile_store<0>(y + 16 * done, 64);
-        tile_store<1>(y + 16 * (done + 16), 64);
-        tile_store<2>(y + 16 * (done + 32), 64);
-        tile_store<3>(y + 16 * (done + 48), 64);
-    }
-    for (; done < count; done += 16) {
+    for (int done = 0; done < count; done += 16) {
         configure_tiles(worker, count - done < 16 ? count - done : 16, 64);
         tile_zero<0>();
         const uint8_t* a = rows[first + done].base;
@@ -184,6 +159,36 @@ inline void dense_tile_multiply(const uint8_t* block, const Rows& rows, int firs
         }
         tile_store<0>(y + 16 * done, 64);
     }
+}
+
+// Two blocks of weights at once, 32 rows at a time: each tile that is loaded serves two products. The activations of many
+// rows come from the second-level cache, whose bandwidth is the limit.
+inline void dense_tile_multiply_pair(const uint8_t* left, const uint8_t* right, const Rows& rows, int first, int count,
+                                     Worker& worker, float* y_left, float* y_right) {
+    int done = 0;
+    if (count >= 32) configure_tiles(worker, 16, 64);
+    for (; count - done >= 32; done += 32) {
+        const uint8_t* upper = rows[first + done].base;
+        const uint8_t* lower = rows[first + done + 16].base;
+        tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+        for (int k = 0; k < rows.k; k += 32) {
+            tile_load<6>(left + 32 * k, 64);
+            tile_load<4>(upper + 2 * k, rows.stride);
+            tile_dot_bf16<0, 4, 6>();
+            tile_load<7>(right + 32 * k, 64);
+            tile_dot_bf16<1, 4, 7>();
+            tile_load<5>(lower + 2 * k, rows.stride);
+            tile_dot_bf16<2, 5, 6>();
+            tile_dot_bf16<3, 5, 7>();
+        }
+        tile_store<0>(y_left + 16 * done, 64);
+        tile_store<1>(y_right + 16 * done, 64);
+        tile_store<2>(y_left + 16 * (done + 16), 64);
+        tile_store<3>(y_right + 16 * (done + 16), 64);
+    }
+    if (done == count) return;
+    dense_tile_multiply(left, rows, first + done, count - done, worker, y_left + 16 * done);
+    dense_tile_multiply(right, rows, first + done, count - done, worker, y_right + 16 * done);
 }
 
 }  // namespace EXL_ISA

@@ -210,14 +210,31 @@ struct LinearStage {
         }
     }
 
-    void item(int projection, int index, int r0, int r1) const {
+    // Two blocks into result(0) and result(1).
+    void pair(const Weight& a, int index_a, const Weight& b, int index_b, int r0, int r1) const {
+#if EXL_LEVEL >= 4
+        if (activation_type(a) == ActivationType::bf16 && activation_type(b) == ActivationType::bf16)
+            return dense_tile_multiply_pair(a.data + a.block_bytes * index_a, b.data + b.block_bytes * index_b,
+                                            layout.rows_of(ActivationType::bf16, records), r0, r1 - r0, worker,
+                                            result(0), result(1));
+#endif
+        block(a, index_a, r0, r1, result(0));
+        block(b, index_b, r0, r1, result(1));
+    }
+
+    // `count` blocks from `index`, 1 or 2; of gated projections always 1.
+    void item(int projection, int index, int count, int r0, int r1) const {
         const Projection& p = args.projection[projection];
-        float* y = result(0);
-        block(*p.weight, index, r0, r1, y);
-        if (args.activation == Activation::none) return write(p, index, r0, r1, y, nullptr, nullptr);
-        float* up = result(1);
-        block(*args.projection[1].weight, index, r0, r1, up);
-        write(p, index, r0, r1, y, up, args.projection[1].bias);
+        if (args.activation != Activation::none) {
+            const Projection& up = args.projection[1];
+            pair(*p.weight, index, *up.weight, index, r0, r1);
+            return write(p, index, r0, r1, result(0), result(1), up.bias);
+        }
+        if (count == 2)
+            pair(*p.weight, index, *p.weight, index + 1, r0, r1);
+        else
+            block(*p.weight, index, r0, r1, result(0));
+        for (int i = 0; i < count; ++i) write(p, index + i, r0, r1, result(i), nullptr, nullptr);
     }
 };
 
@@ -232,12 +249,16 @@ inline void run_tasks(const LinearStage& stage) {
     step = step < 1 ? 1 : step > 16 ? 16 : step;
     stage.worker.begin_stage();
     for (int64_t next; (next = stage.worker.next(step)) < total * chunks;) {
-        for (int64_t i = next; i < next + step && i < total * chunks; ++i) {
+        const int64_t end = next + step < total * chunks ? next + step : total * chunks;
+        for (int64_t i = next, count; i < end; i += count) {
             int64_t index = i % total;
             int p = 0;
             while (index >= blocks_of(*args.projection[p].weight)) index -= blocks_of(*args.projection[p++].weight);
             const int r0 = int(i / total) * chunk, r1 = r0 + chunk < rows ? r0 + chunk : rows;
-            stage.item(p, int(index), r0, r1);
+            const bool two =
+                outputs == args.num_projections && i + 1 < end && index + 1 < blocks_of(*args.projection[p].weight);
+            count = two ? 2 : 1;
+            stage.item(p, int(index), int(count), r0, r1);
         }
     }
 }
