@@ -18,11 +18,13 @@ if TYPE_CHECKING:
         ExllamaError,
         FormatError,
         NumericsError,
+        QueueFull,
         SourceError,
         TemplateError,
         UnsupportedModelError,
         UsageError,
     )
+    from exllama.generator.async_generator import AsyncGenerator
     from exllama.generator.events import Event, Finished, Prefill, Started, Text, Times
     from exllama.generator.generator import Generator
     from exllama.generator.job import Job
@@ -38,12 +40,13 @@ if find_spec("torch") is None:
 __version__ = "0.1.0"
 
 __all__ = [
-    "BuildError", "ContextError", "DeviceError", "Event", "ExllamaError", "Finished", "FormatError", "Generator", "Job",
-    "Model", "NumericsError", "Prefill", "Sampling", "SourceError", "Started", "TemplateError", "Text", "Times",
-    "Tokenizer", "UnsupportedModelError", "UsageError", "__version__",
+    "AsyncGenerator", "BuildError", "ContextError", "DeviceError", "Event", "ExllamaError", "Finished", "FormatError",
+    "Generator", "Job", "Model", "NumericsError", "Prefill", "QueueFull", "Sampling", "SourceError", "Started",
+    "TemplateError", "Text", "Times", "Tokenizer", "UnsupportedModelError", "UsageError", "__version__",
 ]  # fmt: skip
 
 _HOMES = {
+    "AsyncGenerator": "exllama.generator.async_generator",
     "Generator": "exllama.generator.generator",
     "Job": "exllama.generator.job",
     "Sampling": "exllama.generator.sampling",

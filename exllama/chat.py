@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from exllama.cli.console import run_command_line
-from exllama.cli.flags import add_model_flags, positive
+from exllama.cli.flags import add_draft_flag, add_model_flags, positive
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,6 +16,7 @@ def parser() -> argparse.ArgumentParser:
         description="Talks to a model. With input from a pipe it answers that and ends. /help lists the commands.",
     )
     add_model_flags(made)
+    add_draft_flag(made)
     add = made.add_argument_group("answers").add_argument
     add("--system", default="", metavar="TEXT", help="the system message")
     add("--max-new-tokens", type=positive, default=1024, metavar="N", help="longest answer (default: %(default)s)")

@@ -45,6 +45,17 @@ class ContextError(ExllamaError, ValueError):
         )
 
 
+class QueueFull(ExllamaError):
+    """So many jobs wait already that one more would only wait too long; carries the counts."""
+
+    def __init__(self, waiting: int, running: int) -> None:
+        self.waiting, self.running = waiting, running
+        super().__init__(
+            f"{waiting} jobs wait beside {running} that run, and the queue holds no more: try again when some have "
+            "finished, or raise max_queue"
+        )
+
+
 class DeviceError(ExllamaError):
     """A device that is absent, unusable, or lacks what an operation needs."""
 

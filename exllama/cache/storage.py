@@ -49,6 +49,11 @@ class KVCache:
         ]
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens that all pages hold."""
+        return self.num_pages * ops.PAGE_SIZE
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated, equal to cache_nbytes of the same arguments."""
         return sum(layer.nbytes for layer in self.layers)

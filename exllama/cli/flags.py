@@ -34,6 +34,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gpu-layers", type=int, metavar="N", help="layers on GPUs; needs a GPU backend")
 
 
+def add_draft_flag(parser: argparse.ArgumentParser) -> None:
+    """Speculation, where text is generated."""
+    parser.add_argument(
+        "--draft", metavar="WHAT",
+        help="guess tokens, for the same answer sooner: ngram, skip:N (the model without N blocks), or a smaller model "
+        "(default: no guessing)",
+    )  # fmt: skip
+
+
 def placement_options(args: argparse.Namespace) -> dict[str, Any]:
     """The shared flags as keyword arguments of Generator.from_pretrained. Raises UsageError."""
     options = {"device": args.device, "cache": args.cache, "threads": args.threads}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from exllama.engine.batch import Batch
 from exllama.errors import UsageError
 from exllama.layers.attention import Attention
 from exllama.layers.module import Module, Recording
+from exllama.ops import LayerCache
 
 _NONE: Mapping[int, str] = MappingProxyType({})
 
@@ -34,14 +35,18 @@ class RunnableModel(Protocol):
 class Runner:
     """A model over one cache, for batches of up to max_rows tokens of up to max_sequences sequences."""
 
-    def __init__(self, model: RunnableModel, cache: KVCache, max_rows: int, max_sequences: int) -> None:
+    def __init__(
+        self, model: RunnableModel, cache: KVCache, max_rows: int, max_sequences: int,
+        layers: Sequence[LayerCache] | None = None,
+    ) -> None:
+        """layers: those that the model's attention layers use, None for all of the cache."""
         if max_rows < 1 or max_sequences < 1:
             raise UsageError(f"max_rows is {max_rows} and max_sequences {max_sequences}, expected at least 1")
         self.cache, self.max_rows, self.max_sequences = cache, max_rows, max_sequences
         self._vocab_size = model.vocab_size
         self._plan = ops.plan(model.device, max_rows, model.threads)
         self._layers = [module.key for module in model.modules if isinstance(module, Attention)]
-        recording = Recording(self._plan, model.hidden_size, cache.layers)
+        recording = Recording(self._plan, model.hidden_size, cache.layers if layers is None else layers)
         for module in model.modules:
             module.record(recording)
 

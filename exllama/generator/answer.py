@@ -21,9 +21,11 @@ class Answer:
     Tokens without text of their own (a part of a character, a control token) go with the text that follows them.
     """
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str], min_tokens: int = 0) -> None:
+        """min_tokens: stop strings count only in the text of the tokens after these."""
         self._detokenizer = detokenizer
         self._stops = StopStrings(stops)
+        self._endless = min_tokens
         self._parts: list[str] = []
         self._waiting: list[tuple[int, int]] = []  # (where its text begins in the text not shown yet, token id)
         self.stop: str | None = None
@@ -38,7 +40,11 @@ class Answer:
     def add(self, token_id: int) -> tuple[str, tuple[int, ...]]:
         """The text that can be shown now and its tokens; `stop` is then the stop string that ended it, if any."""
         self._waiting.append((len(self._stops.held), token_id))
-        shown, self.stop = self._stops.add(self._detokenizer.add(token_id))
+        text = self._detokenizer.add(token_id)
+        if self._endless:
+            self._endless -= 1
+            return self._show(text)
+        shown, self.stop = self._stops.add(text)
         return self._show(shown)
 
     def finish(self) -> tuple[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ from exllama.errors import ExllamaError
 if TYPE_CHECKING:
     from exllama.generator.job import Job
 
-Reason = Literal["stop_token", "stop_string", "length", "context", "cancelled", "error"]
+Reason = Literal["stop_token", "stop_string", "length", "context", "deadline", "cancelled", "error"]
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,11 @@ class Finished:
     """The last event of a job.
 
     reason: "stop_token" or "stop_string" (`stop` says which), "length": max_new_tokens is reached, "context": neither
-    the model's context nor the cache holds one token more, "cancelled", "error": `error` says what.
+    the model's context nor the cache holds one token more, "deadline": the job's time is up, "cancelled", "error":
+    `error` says what.
     text: the whole answer. prompt_tokens, new_tokens: counts, a stop token included. cached_tokens: prompt tokens that
-    were found in the cache when the job started. accepted_drafts, rejected_drafts: tokens guessed by speculation.
+    were found in the cache when the job started. accepted_drafts, rejected_drafts: tokens guessed by speculation
+    that were drawn, and that were computed in vain.
     """
 
     job: Job

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Generator as GeneratorType
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -23,12 +23,15 @@ from exllama.engine.runner import Runner
 from exllama.errors import ContextError, UsageError
 from exllama.generator import options
 from exllama.generator.answer import Answer
+from exllama.generator.drafting.choose import make_drafter
+from exllama.generator.drafting.drafter import Drafter
+from exllama.generator.drafting.speculation import Speculation
 from exllama.generator.events import Event, Finished, Text
 from exllama.generator.job import Job
 from exllama.generator.sampling import GREEDY, Sampling
-from exllama.generator.sampling.sampler import sample_rows
-from exllama.generator.scheduler import Scheduler
+from exllama.generator.scheduler import MAX_QUEUE, Scheduler
 from exllama.generator.sequence import Sequence as Running
+from exllama.generator.turns import Turns
 from exllama.ops import PAGE_SIZE
 from exllama.tokenizer.detokenizer import IncrementalDetokenizer
 from exllama.tokenizer.tokenizer import Tokenizer
@@ -77,22 +80,30 @@ class LanguageModel(Protocol):
 class Generator:
     """Answers jobs together, over one model and one cache.
 
-    Thread safety: every method may be called from any thread. One lock guards all state; `step` holds it while the
-    model runs, so `enqueue` and `cancel` wait for at most one step. Events of jobs that `generate`, `stream` or `chat`
-    brought go to these calls, whoever runs the step; all others come out of `step`.
+    Thread safety: every method may be called from any thread. One lock guards all state and is passed on in order of
+    arrival; `step` holds it while the model runs, so a thread that calls `enqueue` or `cancel` waits for one step at
+    most, however often others step. Events of jobs that `generate`, `stream` or `chat` brought go to these calls,
+    whoever runs the step; all others come out of `step`.
     """
 
-    def __init__(self, model: LanguageModel, runner: BatchRunner) -> None:
-        """model: closed with the generator. runner: its batches and its cache set the limits."""
+    def __init__(
+        self, model: LanguageModel, runner: BatchRunner, max_queue: int = MAX_QUEUE, drafter: Drafter | None = None
+    ) -> None:
+        """model: closed with the generator. runner: its batches and its cache set the limits.
+
+        max_queue: jobs that may wait for a place in the batch. drafter: guesses tokens; closed with the generator.
+        """
         pages = runner.cache.num_pages
         self.model, self.tokenizer, self._runner = model, model.tokenizer, runner
         self.cache_tokens = pages * PAGE_SIZE
         self.context_length = min(model.context_length, self.cache_tokens)  # of one sequence, answer included
         self._pool = PagePool(pages)
+        self._speculation = Speculation(drafter) if drafter else None
         self._scheduler = Scheduler(
-            self._pool, runner.max_sequences, runner.max_rows, self.context_length, runner.cache.copy_page
-        )
-        self._lock = threading.RLock()
+            self._pool, runner.max_sequences, runner.max_rows, self.context_length, runner.cache.copy_page, max_queue,
+            self._speculation,
+        )  # fmt: skip
+        self._lock = Turns()
         self._sequences: dict[Job, Running] = {}  # unfinished jobs
         self._mailboxes: dict[Job, list[Event]] = {}  # of jobs that a call of generate, stream or chat waits for
         self._events: list[Event] = []  # of all others, for step()
@@ -118,20 +129,24 @@ class Generator:
         source: a folder, a .gguf file, `hf:org/name[@revision]` or `default`. device: "auto", "cpu" or "reference".
         cache: "fp16", "q8", "q6", "q4" or bits of keys and values as in "8,4". cache_tokens: of all sequences
         together, rounded up to pages of 256; None: one sequence of full length, if memory allows. max_batch_size:
-        sequences that run at a time, more wait. chunk_size: rows of a step, at least one per sequence. more: see
+        sequences that run at a time, more wait. chunk_size: rows of a step, at least one per sequence. draft: what
+        guesses tokens to make answers faster, the same bit for bit: "ngram" looks back in prompt and answer, "skip:N"
+        is the model without N of its blocks, anything else names a smaller model of the same vocabulary. more: see
         LoadOptions.
 
         Raises UsageError for arguments that cannot be fulfilled, and what Model.from_pretrained raises.
         """
         options.check_load_options(dict(more))
-        device = options.choose_device(device, gpu_split, gpu_layers, draft)
+        device = options.choose_device(device, gpu_split, gpu_layers)
         rows = max(options.check_count("chunk_size", chunk_size), options.check_count("max_batch_size", max_batch_size))
+        queue = options.check_count("max_queue", more.get("max_queue", MAX_QUEUE))
         model = Model.from_pretrained(
             source, device, more.get("expand"), threads, more.get("context"), more.get("progress")
         )
         try:
             pages = options.cache_pages(model.cache_layers, cache, cache_tokens, model.context_length)
-            return cls(model, Runner(model, KVCache(model.cache_layers, pages, cache), rows, max_batch_size))
+            runner = Runner(model, KVCache(model.cache_layers, pages, cache), rows, max_batch_size)
+            return cls(model, runner, queue, make_drafter(draft, model, runner, more.get("progress")))
         except BaseException:
             model.close()
             raise
@@ -196,20 +211,21 @@ class Generator:
     def enqueue(self, job: Job) -> Job:
         """Accepts a job; `step` answers it.
 
-        Raises ContextError when the prompt leaves no room for an answer, UsageError when it is empty, holds ids that
-        are no tokens, or when the job was enqueued before.
+        Raises ContextError when the prompt leaves no room for an answer, QueueFull when max_queue jobs wait already,
+        UsageError when it is empty, holds ids that are no tokens, or when the job was enqueued before.
         """
         prompt = self._token_ids(job.prompt)
         with self._lock:
             self._check_open()
             if job.answer is not None:
                 raise UsageError("this job was enqueued before: make a new Job for every answer")
-            job.answer = Answer(IncrementalDetokenizer(self.tokenizer), [s for s in job.stop if isinstance(s, str)])
-            stop_ids = frozenset(self.tokenizer.eos_ids).union(s for s in job.stop if isinstance(s, int))
+            strings = [stop for stop in job.stop if isinstance(stop, str)]
+            answer = Answer(IncrementalDetokenizer(self.tokenizer), strings, job.min_new_tokens)
+            stop_ids = frozenset(self.tokenizer.eos_ids).union(stop for stop in job.stop if isinstance(stop, int))
             table = PageTable(self._pool, job.salt)
-            sequence = Running(job, prompt, self.context_length, stop_ids, job.answer, table)
-            self._sequences[job] = sequence
+            sequence = Running(job, prompt, self.context_length, stop_ids, answer, table)
             self._scheduler.add(sequence)
+            job.answer, self._sequences[job] = answer, sequence
         return job
 
     def cancel(self, job: Job) -> None:
@@ -245,6 +261,8 @@ class Generator:
             if not self._closed:
                 self._closed = True
                 self.model.close()
+                if self._speculation:
+                    self._speculation.close()
                 del self._runner
 
     def __enter__(self) -> Self:
@@ -259,7 +277,7 @@ class Generator:
         step = self._scheduler.schedule()
         if step is not None:
             logits = self._runner.forward(step.batch)
-            self._scheduler.commit(sample_rows(logits, step.sampling), self._runner.faults)
+            self._scheduler.commit(logits, self._runner.faults)
         self._deliver()
 
     def _deliver(self) -> None:
@@ -279,14 +297,14 @@ class Generator:
         """Enqueues jobs and yields their events until all have finished; on another way out, cancels the rest."""
         mailbox: list[Event] = []
         waiting: set[Job] = set()
+        todo = deque(jobs)
         try:
-            for job in jobs:
+            while waiting or todo:
                 with self._lock:
-                    self.enqueue(job)
-                    self._mailboxes[job] = mailbox
-                waiting.add(job)
-            while waiting:
-                with self._lock:
+                    while todo and (self._scheduler.has_room or not waiting):
+                        self.enqueue(todo[0])
+                        self._mailboxes[todo[0]] = mailbox
+                        waiting.add(todo.popleft())
                     if not mailbox:
                         self._advance()
                     events = mailbox[:]

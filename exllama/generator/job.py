@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from exllama.generator.sampling import GREEDY, Sampling
 from exllama.generator.sampling.settings import check_range
 
 MAX_STOPS = 64
+MAX_PRIORITY = 1000
 
 
 @dataclass(eq=False)
@@ -22,7 +24,10 @@ class Job:
     prompt: text, or token ids. max_new_tokens: None for as many as fit. sampling: default greedy. stop: strings and
     token ids that end the answer and are not part of it; the model's own end tokens always do. seed: goes before the
     one in `sampling`; None twice: a random one, which stands here after enqueue. salt: jobs with different salts never
-    share cached pages (tenants).
+    share cached pages (tenants). min_new_tokens: before these, no token ends the answer (end tokens cannot be drawn)
+    and stop strings are not looked for. priority: higher ones run first and take the place of lower ones; nobody is
+    overtaken for ever (scheduler.MAX_SKIPS). deadline: seconds after enqueue at which the answer ends unfinished
+    ("deadline"); among equal priorities the nearest deadline runs first.
     """
 
     prompt: str | Sequence[int]
@@ -31,12 +36,20 @@ class Job:
     stop: Sequence[str | int] = ()
     seed: int | None = None
     salt: bytes = b""
+    min_new_tokens: int = 0
+    priority: int = 0
+    deadline: float | None = None
     finished: Finished | None = field(default=None, init=False)
     answer: Answer | None = field(default=None, init=False, repr=False)  # the generator's; set by enqueue
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
             _check_count("max_new_tokens", self.max_new_tokens)
+        _check_least(self.min_new_tokens, self.max_new_tokens)
+        if isinstance(self.priority, bool) or not isinstance(self.priority, int) or abs(self.priority) > MAX_PRIORITY:
+            raise UsageError(f"priority is {self.priority!r}, expected a whole number within +-{MAX_PRIORITY}")
+        if self.deadline is not None and not 0 < float(self.deadline) < math.inf:
+            raise UsageError(f"deadline is {self.deadline!r}, expected seconds above 0, or None for no end")
         check_range("seed", self.seed, whole=True)
         if not isinstance(self.sampling, Sampling):
             raise UsageError(f"sampling is {self.sampling!r}, expected a Sampling")
@@ -70,3 +83,10 @@ def check_stops(stop: Sequence[str | int]) -> tuple[str | int, ...]:
 def _check_count(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UsageError(f"{name} is {value!r}, expected a whole number from 1, or None for no limit")
+
+
+def _check_least(least: object, most: int | None) -> None:
+    highest = (1 << 40) if most is None else most
+    if isinstance(least, bool) or not isinstance(least, int) or not 0 <= least <= highest:
+        limit = "" if most is None else f" to max_new_tokens, {most}"
+        raise UsageError(f"min_new_tokens is {least!r}, expected a whole number from 0{limit}")

@@ -19,12 +19,13 @@ _log = logging.getLogger(__name__)
 class LoadOptions(TypedDict, total=False):
     """Arguments of from_pretrained that few callers need.
 
-    context: the longest sequence, None for what the model's configuration says. exact: results do not depend on the
-    batch (DESIGN section 7); the kernels of CPUs always keep that, so False changes nothing there. expand: "float32"
-    replaces weights by their exact values. progress: called while loading.
+    context: the longest sequence, None for what the model's configuration says. max_queue: jobs that may wait.
+    exact: results do not depend on the batch (DESIGN section 7); the kernels of CPUs always keep that, so False changes
+    nothing there. expand: "float32" replaces weights by their exact values. progress: called while loading.
     """
 
     context: int | None
+    max_queue: int
     exact: bool
     expand: Literal["float32"] | None
     progress: Progress | None
@@ -38,9 +39,7 @@ def check_load_options(options: dict[str, Any]) -> None:
             raise UsageError(f"from_pretrained has no argument {name!r}; further ones are {', '.join(sorted(known))}")
 
 
-def choose_device(
-    device: str, gpu_split: Sequence[float] | str | None, gpu_layers: int | None, draft: str | None
-) -> str:
+def choose_device(device: str, gpu_split: Sequence[float] | str | None, gpu_layers: int | None) -> str:
     """The device that a model is loaded on. Raises UsageError for wishes that this version cannot fulfil."""
     chosen = "cpu" if device == "auto" else device
     if chosen not in ("cpu", "reference"):
@@ -49,8 +48,6 @@ def choose_device(
         raise UsageError(f"gpu_split is {gpu_split!r}, but device {chosen!r} has no GPUs to split over: leave it out")
     if gpu_layers:
         raise UsageError(f"gpu_layers is {gpu_layers!r}, but device {chosen!r} has no GPU: leave it out or set it to 0")
-    if draft is not None:
-        raise UsageError(f"draft is {draft!r}, but this version does not speculate: leave it out")
     return chosen
 
 

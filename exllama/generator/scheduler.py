@@ -1,12 +1,15 @@
 """Who runs in the next step, with how many tokens, on which pages; and what the drawn tokens mean.
 
 A step has a budget of rows. Every sequence that is about to draw a token gets its row first, so that streams never
-wait for prompts; prompts share what is left. Pages are taken as sequences grow. When none is left the youngest sequence
+wait for prompts; prompts share what is left. Pages are taken as sequences grow. When none is left the last in rank
 gives its pages back and waits; later it continues from what it had, recomputing what the cache has forgotten, and
 because results do not depend on that, nobody can tell.
 
-Why this cannot get stuck: enqueue refuses what the pages cannot hold, so one sequence always fits alone. The oldest
-sequence is never preempted for another one, and in every step some sequence draws or the oldest prompt advances.
+Ranks are a total order: priority, then deadline, then arrival. A waiting sequence that was overtaken MAX_SKIPS times by
+ones that came later goes before all of them.
+
+Why this cannot get stuck: enqueue refuses what the pages cannot hold, so one sequence always fits alone. The first in
+rank is preempted only for one that goes before it, and in every step some sequence draws or the first prompt advances.
 """
 
 from __future__ import annotations
@@ -16,37 +19,52 @@ import time
 from bisect import insort
 from collections.abc import Callable, Mapping
 
+import torch
+
 from exllama.cache.pages import PagePool
-from exllama.errors import ExllamaError, NumericsError, cache_fault
+from exllama.errors import ExllamaError, NumericsError, QueueFull, cache_fault
+from exllama.generator.drafting.speculation import Speculation
 from exllama.generator.events import Event, Prefill, Reason, Started, Text
 from exllama.generator.sampling.sampler import NOT_A_TOKEN
 from exllama.generator.sequence import Sequence
 from exllama.generator.step import Step
 
-MAX_SKIPS = 16  # times that a waiting sequence may be overtaken by ones that need fewer pages
+MAX_SKIPS = 16  # times that a waiting sequence may be overtaken by ones that came later
 LOOKAHEAD = 16  # waiting sequences that one step looks at
-OLDEST_SHARE = 4  # the oldest prompt gets at least 1 / OLDEST_SHARE of the budget that prompts share
+FIRST_SHARE = 4  # the first prompt gets at least 1 / FIRST_SHARE of the budget that prompts share
+MIXED_ROWS = 512  # prompt tokens in a step that streams wait for: enough for full speed, and a short pause
+MAX_QUEUE = 512  # waiting sequences
 
 
 class Scheduler:
     """Owns every sequence from `add` to the Finished event.
 
-    Invariants: a sequence is either running (it has a slot, in `_running` by age) or waiting (no slot, no pages, in
-    `_waiting` by age); see check_integrity.
+    Invariants: a sequence is either running (it has a slot, in `_running` by rank) or waiting (no slot, no pages, in
+    `_waiting` by rank); see check_integrity.
     """
 
     def __init__(
-        self, pool: PagePool, max_batch_size: int, max_rows: int, limit: int, copy_page: Callable[[int, int], None]
+        self,
+        pool: PagePool,
+        max_batch_size: int,
+        max_rows: int,
+        limit: int,
+        copy_page: Callable[[int, int], None],
+        max_queue: int = MAX_QUEUE,
+        speculation: Speculation | None = None,
     ) -> None:
         assert max_rows >= max_batch_size, "a step could not hold a row per sequence"
         assert limit <= pool.num_pages * pool.page_size, "a sequence could outgrow all pages together"
-        self._pool, self._max_rows, self._copy_page = pool, max_rows, copy_page
+        self._pool, self._max_rows, self._copy_page, self._max_queue = pool, max_rows, copy_page, max_queue
+        self._speculation = speculation
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []
+        self._expiring: list[tuple[float, int, Sequence]] = []  # heap of those with a deadline; may hold ended ones
         self._free_slots = list(range(max_batch_size))
         self._step = Step(max_rows, max_batch_size, -(-limit // pool.page_size))
         self._events: list[Event] = []
         self._arrivals = 0
+        self._begun = 0.0  # perf_counter when the step was ready to run
 
     @property
     def num_running(self) -> int:
@@ -63,20 +81,26 @@ class Scheduler:
         """Something is left to compute or to tell."""
         return bool(self._running or self._waiting or self._events)
 
+    @property
+    def has_room(self) -> bool:
+        """`add` accepts one more."""
+        return len(self._waiting) < self._max_queue
+
     def add(self, sequence: Sequence) -> None:
-        """Puts a new sequence at the end of the queue."""
-        sequence.arrival = self._arrivals
-        sequence.enqueued = time.perf_counter()
+        """Puts a new sequence in the queue. Raises QueueFull when too many wait already."""
+        if not self.has_room:
+            raise QueueFull(len(self._waiting), len(self._running))
+        sequence.enqueue(time.perf_counter(), self._arrivals)
         self._arrivals += 1
-        self._waiting.append(sequence)
+        insort(self._waiting, sequence, key=_rank)
+        if sequence.job.deadline is not None:
+            if len(self._expiring) > 2 * self._max_queue:  # mostly ended ones
+                self._expiring = sorted(each for each in self._expiring if each[2].job.finished is None)
+            heapq.heappush(self._expiring, (sequence.expires, sequence.arrival, sequence))
 
     def cancel(self, sequence: Sequence) -> None:
         """Ends an unfinished sequence and frees its pages at once."""
-        if sequence.slot < 0:
-            self._waiting.remove(sequence)
-            self._events.append(sequence.finished("cancelled", time.perf_counter()))
-        else:
-            self._end(sequence, "cancelled", time.perf_counter())
+        self._end(sequence, "cancelled", time.perf_counter())
 
     def take_events(self) -> list[Event]:
         """What happened since the last call."""
@@ -86,33 +110,37 @@ class Scheduler:
     def schedule(self) -> Step | None:
         """The next step, or None when nothing can run because nothing is there."""
         self._step.clear()
-        self._add_draws()
+        if self._expiring:
+            self._expire(time.perf_counter())
+        if self._waiting and self._running:
+            self._give_way(self._waiting[0])
+        drawing = self._find_drawing()
+        if self._speculation and drawing:
+            self._speculation.propose(drawing, (self._max_rows - len(drawing)) // 2)
+        for sequence in drawing:
+            self._step.add(sequence, 1)
         if self._waiting and self._free_slots:
             self._admit()
         if len(self._step.parts) < len(self._running):
             self._add_prompts()
+        self._begun = time.perf_counter()
         return self._step if self._step.rows else None
 
-    def commit(self, tokens: list[int], faults: Mapping[int, str]) -> None:
-        """The step has run; tokens: one per part that draws, NOT_A_TOKEN where the logits were no numbers.
+    def commit(self, logits: torch.Tensor, faults: Mapping[int, str]) -> None:
+        """The step has run; logits: (rows asked for in its batch, V) float32.
 
         faults: rows whose key or value could not be stored, and the layer, the cause first; their sequences end.
         """
-        now, size, drawn = time.perf_counter(), self._pool.page_size, iter(tokens)
-        failed = self._failed(faults) if faults else {}
-        for sequence, count, draws in self._step.parts:
-            if sequence in failed:
-                self._end(sequence, "error", now, error=failed[sequence])
-                if draws:
-                    next(drawn)
-                continue
-            sequence.computed += count
-            if sequence.computed % size < count:  # a page was completed
-                sequence.table.seal(sequence.tokens, sequence.computed)
-            if draws:
-                self._accept(sequence, next(drawn), now)
-            else:
+        step, now = self._step, time.perf_counter()
+        failed = self._set_aside(faults, now) if faults else set()
+        for sequence, count, _, _, draws in step.parts:
+            if not draws and sequence not in failed:
+                self._advance(sequence, count)
                 self._events.append(Prefill(sequence.job, sequence.computed, sequence.num_tokens))
+        step.draw_all(logits, failed, lambda sequence, token: self._accept(sequence, token, now))
+        if self._speculation:
+            seconds = time.perf_counter() - self._begun
+            self._speculation.learn(step.rows, None if step.reads_prompts else seconds)
 
     def check_integrity(self) -> None:
         """Raises AssertionError on a broken invariant."""
@@ -120,34 +148,56 @@ class Scheduler:
         slots = sorted([sequence.slot for sequence in self._running] + self._free_slots)
         assert slots == list(range(len(self._step.page_table))), "a slot is lost or used twice"
         for group in (self._running, self._waiting):
-            ages = [sequence.arrival for sequence in group]
-            assert ages == sorted(set(ages)), "sequences are out of order"
+            ranks = [sequence.rank for sequence in group]
+            assert ranks == sorted(set(ranks)), "sequences are out of order"
         for sequence in self._running:
             assert sequence.computed < sequence.num_tokens <= sequence.limit, "a running sequence has nothing to run"
             assert sequence.computed <= sequence.table.capacity, "tokens were computed without pages"
             row = self._step.page_table[sequence.slot, : len(sequence.table.pages)]
             assert row.tolist() == sequence.table.pages, "the page table disagrees with the pages of its sequence"
+        if self._speculation:
+            self._speculation.check_integrity(self._running)
         for sequence in self._waiting:
             held = (sequence.slot, sequence.computed, sequence.table.pages)
             assert held == (-1, 0, []), "a waiting sequence holds pages"
 
-    def _add_draws(self) -> None:
-        """One row for every running sequence that lacks nothing but its last token, the oldest first."""
-        step, running, index = self._step, self._running, 0
+    def _expire(self, now: float) -> None:
+        """Ends what has run out of time."""
+        while self._expiring and self._expiring[0][0] <= now:
+            _, _, sequence = heapq.heappop(self._expiring)
+            if sequence.job.finished is None:
+                self._finish_text(sequence, "deadline", now)
+
+    def _give_way(self, sequence: Sequence) -> None:
+        """Preempts sequences of lower priority if the waiting one could then run."""
+        lower = [
+            each for each in self._running if each.job.priority < sequence.job.priority and each.rank > sequence.rank
+        ]
+        if not lower or self._fits(sequence, self._reserved):
+            return
+        theirs = sum(len(each.table.pages) for each in lower)
+        if self._needed_pages(sequence) <= self._pool.num_available + theirs:
+            while lower and not self._fits(sequence, self._reserved):
+                self._preempt(lower.pop())
+
+    def _find_drawing(self) -> list[Sequence]:
+        """The running sequences that lack nothing but their last token, and have room for it."""
+        running, drawing, index = self._running, [], 0
         while index < len(running):
             sequence = running[index]
             if sequence.num_tokens - sequence.computed == 1:
                 if sequence.computed == sequence.table.capacity and not self._make_room(sequence):
-                    continue  # it was the youngest itself
-                step.add(sequence, 1)
+                    continue  # it was the last itself
+                drawing.append(sequence)
             index += 1
+        return drawing
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """A page for the next token, if need be from the youngest; False when that is the sequence itself."""
+        """A page for the next token, if need be from the last in rank; False when that is the sequence itself."""
         while not sequence.table.grow(sequence.computed + 1):
-            youngest = self._running[-1]
-            self._preempt(youngest)
-            if youngest is sequence:
+            last = self._running[-1]
+            self._preempt(last)
+            if last is sequence:
                 return False
         return True
 
@@ -155,19 +205,16 @@ class Scheduler:
         self._running.remove(sequence)
         self._leave_batch(sequence)
         sequence.computed = 0
-        insort(self._waiting, sequence, key=_age)
+        insort(self._waiting, sequence, key=_rank)
 
     def _admit(self) -> None:
-        """Moves waiting sequences to the batch, oldest first; a younger one that fits may overtake, but not for ever.
+        """Moves waiting sequences to the batch, by rank; a later one that fits may overtake, but not for ever.
 
         All pages that its known tokens need must be there, and so must those that running prompts still need.
         """
-        reserved = sum(self._missing_pages(sequence) for sequence in self._running)
+        reserved = self._reserved
         for sequence in self._waiting[:LOOKAHEAD]:
-            found, unread = sequence.table.cached_pages(sequence.tokens)
-            needed = self._missing_pages(sequence) - found + unread
-            spare = 1 if self._running else 0  # else it would be preempted by the next page that somebody needs
-            if needed + reserved + spare <= self._pool.num_available:
+            if self._fits(sequence, reserved):
                 self._start(sequence)
                 reserved += self._missing_pages(sequence)
             elif sequence.skipped >= MAX_SKIPS:
@@ -175,15 +222,29 @@ class Scheduler:
             if not self._free_slots:
                 return
 
+    def _fits(self, sequence: Sequence, reserved: int) -> bool:
+        """Whether a waiting sequence has a slot and pages, `reserved` of which are for others."""
+        spare = 1 if self._running else 0  # else it would be preempted by the next page that somebody needs
+        needed = self._needed_pages(sequence) + reserved + spare
+        return bool(self._free_slots) and needed <= self._pool.num_available
+
+    def _needed_pages(self, sequence: Sequence) -> int:
+        """Pages that a waiting sequence would take from those that are available."""
+        found, unread = sequence.table.cached_pages(sequence.tokens)
+        return self._missing_pages(sequence) - found + unread
+
+    @property
+    def _reserved(self) -> int:
+        """Pages that running prompts still need."""
+        return sum(self._missing_pages(sequence) for sequence in self._running)
+
     def _missing_pages(self, sequence: Sequence) -> int:
         return -(-sequence.num_tokens // self._pool.page_size) - len(sequence.table.pages)
 
     def _start(self, sequence: Sequence) -> None:
-        index = self._waiting.index(sequence)
-        del self._waiting[index]
-        for overtaken in self._waiting[:index]:
-            overtaken.skipped += 1
-        insort(self._running, sequence, key=_age)
+        self._waiting.remove(sequence)
+        self._count_skips(sequence)
+        insort(self._running, sequence, key=_rank)
         sequence.slot = heapq.heappop(self._free_slots)  # the lowest, so that the batch's page table stays short
         table = sequence.table
         table.place(self._step.page_table[sequence.slot])
@@ -194,16 +255,28 @@ class Scheduler:
             sequence.cached_tokens = sequence.computed
             self._events.append(Started(sequence.job, sequence.prompt_tokens, sequence.computed))
 
+    def _count_skips(self, started: Sequence) -> None:
+        """Those that came before `started` were overtaken; who was too often goes to the front."""
+        for sequence in self._waiting:
+            if sequence.arrival < started.arrival:
+                sequence.skipped += 1
+                if sequence.skipped == MAX_SKIPS:
+                    sequence.promote()
+        self._waiting.sort(key=_rank)
+
     def _add_prompts(self) -> None:
         """Rows for the sequences that lack more than one token, out of what is left of the budget."""
         scheduled = {id(part.sequence) for part in self._step.parts}
         prompts = [sequence for sequence in self._running if id(sequence) not in scheduled]
         for sequence in prompts:
             sequence.computed = sequence.table.reuse(sequence.tokens, sequence.computed)
-        counts = share_budget([s.num_tokens - s.computed for s in prompts], self._max_rows - self._step.rows)
+        budget = self._max_rows - self._step.rows
+        if scheduled:
+            budget = min(budget, MIXED_ROWS)
+        counts = share_budget([s.num_tokens - s.computed for s in prompts], budget)
         for sequence, count in zip(prompts, counts, strict=True):
             if sequence.slot < 0 or count == 0:
-                continue  # preempted for an older one, or no budget
+                continue  # preempted for one before it, or no budget
             if self._step.rows == 0 and not self._make_room(sequence):
                 continue
             sequence.table.grow(sequence.computed + count)
@@ -211,29 +284,42 @@ class Scheduler:
             if count:
                 self._step.add(sequence, count)
 
-    def _failed(self, faults: Mapping[int, str]) -> dict[Sequence, NumericsError]:
-        """The sequences that have faulty rows, and what to say of the first one."""
-        found, begin = {}, 0
-        for sequence, count, _ in self._step.parts:
-            row = next((row for row in faults if begin <= row < begin + count), None)
+    def _set_aside(self, faults: Mapping[int, str], now: float) -> set[Sequence]:
+        """The sequences that have faulty rows: they end, except that one whose drafts are to blame tries without."""
+        found, begin = set(), 0
+        for sequence, count, drafts, _, _ in self._step.parts:
+            end = begin + count + drafts
+            row = next((row for row in faults if begin <= row < end), None)
             if row is not None:
-                found[sequence] = cache_fault(sequence.computed + row - begin, faults[row])
-            begin += count
+                found.add(sequence)
+                if row - begin < count:
+                    self._end(sequence, "error", now, error=cache_fault(sequence.computed + row - begin, faults[row]))
+                else:
+                    sequence.drop_drafts()
+                    sequence.may_guess = False
+            begin = end
         return found
 
-    def _accept(self, sequence: Sequence, token: int, now: float) -> None:
-        """What a drawn token means for its sequence."""
+    def _advance(self, sequence: Sequence, count: int) -> None:
+        """`count` more tokens have keys and values."""
+        sequence.computed += count
+        if sequence.computed % self._pool.page_size < count:  # a page was completed
+            sequence.table.seal(sequence.tokens, sequence.computed)
+
+    def _accept(self, sequence: Sequence, token: int, now: float) -> bool:
+        """What a drawn token means for its sequence; True: it goes on, and the token is its next draft."""
+        self._advance(sequence, sequence.num_tokens - sequence.computed)
         if token == NOT_A_TOKEN:
             message = f"the logits at position {sequence.computed - 1} are not finite: this job ends, others go on"
             self._end(sequence, "error", now, error=NumericsError(message))
-            return
-        answer = sequence.answer
-        sequence.append(token)
+            return False
+        guessed = sequence.append_drawn(token)
         if not sequence.first_token:
             sequence.first_token = now
-        if token in sequence.stop_ids:
+        if token in sequence.stop_ids and sequence.num_tokens > sequence.endless_until:
             self._finish_text(sequence, "stop_token", now, token)
-            return
+            return False
+        answer = sequence.answer
         text, token_ids = answer.add(token)
         if text or token_ids:
             self._events.append(Text(sequence.job, text, token_ids))
@@ -241,6 +327,9 @@ class Scheduler:
             self._end(sequence, "stop_string", now, answer.stop)
         elif sequence.num_tokens >= sequence.last:
             self._finish_text(sequence, sequence.end_reason, now)
+        else:
+            return guessed
+        return False
 
     def _finish_text(self, sequence: Sequence, reason: Reason, now: float, stop: int | None = None) -> None:
         text, token_ids = sequence.answer.finish()
@@ -259,28 +348,34 @@ class Scheduler:
         stop: str | int | None = None,
         error: ExllamaError | None = None,
     ) -> None:
-        self._running.remove(sequence)
-        if error:
-            sequence.table.discard()  # what made the logits wrong may stand in the pages
-        self._leave_batch(sequence)
+        if sequence.slot < 0:
+            self._waiting.remove(sequence)
+        else:
+            self._running.remove(sequence)
+            if error:
+                sequence.table.discard()  # what made the logits wrong may stand in the pages
+            self._leave_batch(sequence)
         self._events.append(sequence.finished(reason, now, stop, error))
 
     def _leave_batch(self, sequence: Sequence) -> None:
+        sequence.drop_drafts()
+        if self._speculation:
+            self._speculation.drop(sequence)
         sequence.table.release(sequence.tokens, sequence.computed)
         heapq.heappush(self._free_slots, sequence.slot)
         sequence.slot = -1
 
 
 def share_budget(wanted: list[int], budget: int) -> list[int]:
-    """Rows for each prompt, given what each lacks, the oldest first.
+    """Rows for each prompt, given what each lacks, the first in rank first.
 
-    A quarter goes to the oldest, so that a long prompt cannot starve; the rest to the shortest first, so that a short
+    A quarter goes to the first, so that a long prompt cannot starve; the rest to the shortest first, so that a short
     one does not wait for long ones.
     """
     if not wanted:
         return []
     counts = [0] * len(wanted)
-    counts[0] = min(wanted[0], -(-budget // OLDEST_SHARE))
+    counts[0] = min(wanted[0], -(-budget // FIRST_SHARE))
     budget -= counts[0]
     for index in sorted(range(len(wanted)), key=wanted.__getitem__):
         more = min(wanted[index] - counts[index], budget)
@@ -289,5 +384,5 @@ def share_budget(wanted: list[int], budget: int) -> list[int]:
     return counts
 
 
-def _age(sequence: Sequence) -> int:
-    return sequence.arrival
+def _rank(sequence: Sequence) -> tuple[float, float, int]:
+    return sequence.rank

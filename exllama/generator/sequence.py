@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,13 +14,15 @@ from exllama.generator.events import Finished, Reason, Times
 from exllama.generator.job import Job
 
 _ROOM = 256  # tokens by which the buffer grows at least
+_FIRST = -math.inf  # goes before every priority
 
 
 class Sequence:
     """Tokens [0, computed) have their keys and values in the pages; [computed, num_tokens) are still to be computed.
 
     Invariant: computed < num_tokens, so there is always something to run. `tokens` is valid until the next append.
-    Written by the scheduler alone. slot is the row of the page table while the sequence runs, else -1.
+    In `buffer` `num_drafts` tokens may follow them: guesses, valid during one step. Written by the scheduler and its
+    drafter alone. slot is the row of the page table while the sequence runs, else -1.
     """
 
     def __init__(
@@ -38,26 +42,70 @@ class Sequence:
         wanted = limit if job.max_new_tokens is None else len(prompt) + job.max_new_tokens
         self.last = min(limit, wanted)
         self.end_reason: Reason = "length" if job.max_new_tokens is not None and wanted <= limit else "context"
+        self.endless_until = len(prompt) + job.min_new_tokens  # with fewer tokens, no end token is drawn
         self.buffer = prompt  # (capacity,) int32
         self.computed = 0
+        self.num_drafts = self.accepted_drafts = self.rejected_drafts = 0
+        self.may_guess = True  # False: the keys of a draft could not be stored, so no more are tried
         self.cached_tokens = 0
         self.slot = -1
-        self.arrival = 0  # order of age
-        self.skipped = 0  # times that a younger one was admitted instead
+        self.skipped = 0  # times that one which came later was admitted instead
+        self.rank: tuple[float, float, int] = (0.0, 0.0, 0)  # who goes first: the smaller one; see `enqueue`
         self.enqueued = self.admitted = self.first_token = 0.0  # perf_counter; 0.0: has not happened
+        self.expires = math.inf
+
+    @property
+    def arrival(self) -> int:
+        """Its place in the order of arrival."""
+        return self.rank[2]
 
     @property
     def tokens(self) -> NDArray[np.int32]:
         """All tokens so far, (num_tokens,) int32."""
         return self.buffer[: self.num_tokens]
 
+    def enqueue(self, now: float, arrival: int) -> None:
+        """It waits from now on, in the order of priority, then of deadlines, then of arrival."""
+        self.enqueued = now
+        if self.job.deadline is not None:
+            self.expires = now + self.job.deadline
+        self.rank = (-self.job.priority, self.expires, arrival)
+
+    def promote(self) -> None:
+        """It was overtaken often enough: it goes before all others, except for those that arrived before it."""
+        self.rank = (_FIRST, 0.0, self.arrival)
+
+    def reserve(self, num_tokens: int) -> None:
+        """Makes room in the buffer."""
+        if num_tokens > len(self.buffer):
+            more = max(num_tokens - len(self.buffer), self.num_tokens, _ROOM)
+            self.buffer = np.concatenate([self.buffer, np.zeros(more, np.int32)])
+
     def append(self, token: int) -> None:
         """The token that follows."""
         n = self.num_tokens
         if n == len(self.buffer):
-            self.buffer = np.concatenate([self.buffer, np.zeros(max(n, _ROOM), np.int32)])
+            self.reserve(n + 1)
         self.buffer[n] = token
         self.num_tokens = n + 1
+
+    def append_drawn(self, token: int) -> bool:
+        """The token that was drawn; True when it is what the next draft says, which is used up."""
+        n, drafts = self.num_tokens, self.num_drafts
+        guessed = drafts > 0 and int(self.buffer[n]) == token
+        if guessed:
+            self.num_tokens = n + 1
+            self.num_drafts = drafts - 1
+            self.accepted_drafts += 1
+        else:
+            self.drop_drafts()
+            self.append(token)
+        return guessed
+
+    def drop_drafts(self) -> None:
+        """What is left of the drafts was guessed wrong."""
+        self.rejected_drafts += self.num_drafts
+        self.num_drafts = 0
 
     def times(self, now: float) -> Times:
         """How long each phase took until now."""
@@ -71,6 +119,6 @@ class Sequence:
         """The event of the end, which the job keeps."""
         self.job.finished = event = Finished(
             self.job, self.answer.text, reason, self.prompt_tokens, self.num_tokens - self.prompt_tokens,
-            self.cached_tokens, 0, 0, self.times(now), stop, error,
+            self.cached_tokens, self.accepted_drafts, self.rejected_drafts, self.times(now), stop, error,
         )  # fmt: skip
         return event

@@ -1,21 +1,31 @@
-"""What one step runs: rows of tokens for the model and rows of parameters for the sampler."""
+"""What one step runs: rows of tokens for the model, and the draws from its logits."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from exllama.engine.batch import Batch
+from exllama.engine.rows import BatchRows
 from exllama.generator.sampling.rows import SamplingRows
+from exllama.generator.sampling.sampler import sample_rows
 from exllama.generator.sequence import Sequence
 
 
 class Part(NamedTuple):
-    """The next `num_rows` tokens of a sequence; `draws`: these are all that it has, so a new one is drawn."""
+    """The next `num_tokens` tokens of a sequence and its drafts; `draws`: these are all tokens, so a new one is drawn.
+
+    The logits of row `last` tell the token that follows; those of row last + i, the one after i drafts.
+    """
 
     sequence: Sequence
-    num_rows: int
+    num_tokens: int
+    num_drafts: int
+    last: int
     draws: bool
 
 
@@ -28,46 +38,77 @@ class Step:
     def __init__(self, max_rows: int, max_sequences: int, pages_per_sequence: int) -> None:
         self.page_table = np.zeros((max_sequences, pages_per_sequence), np.int32)
         self.parts: list[Part] = []
-        self.rows = 0
-        self.sampling = SamplingRows(max_sequences)
-        self._token_ids = np.zeros(max_rows, np.int32)
-        self._positions = np.zeros(max_rows, np.int32)
-        self._sequences = np.zeros(max_rows, np.int32)
-        self._logit_rows = np.zeros(max_sequences, np.int32)
-        self._slots = 0
+        self._rows = BatchRows(max_rows, self.page_table)
+        self._sampling = SamplingRows(max_sequences)
+
+    @property
+    def rows(self) -> int:
+        """Tokens to compute."""
+        return self._rows.count
 
     def clear(self) -> None:
         """Nothing to run."""
         self.parts.clear()
-        self.sampling.clear()
-        self.rows = self._slots = 0
+        self._rows.clear()
 
     def add(self, sequence: Sequence, count: int) -> None:
-        """The next `count` tokens of `sequence`, whose pages have room for them."""
-        begin, row, slot = sequence.computed, self.rows, sequence.slot
-        end, stop = begin + count, row + count
-        if count == 1:
-            self._token_ids[row] = sequence.buffer[begin]
-            self._positions[row] = begin
-            self._sequences[row] = slot
-        else:
-            self._token_ids[row:stop] = sequence.buffer[begin:end]
-            self._positions[row:stop] = np.arange(begin, end, dtype=np.int32)
-            self._sequences[row:stop] = slot
+        """The next `count` tokens of `sequence`, whose pages have room; with the last one, its drafts too."""
+        end = sequence.computed + count
         draws = end == sequence.num_tokens
-        if draws:
-            self._logit_rows[self.sampling.count] = stop - 1
-            self.sampling.add(sequence.sampling, sequence.seed, sequence.buffer, end)
-        self.parts.append(Part(sequence, count, draws))
-        self.rows = stop
-        if slot >= self._slots:
-            self._slots = slot + 1
+        drafts = sequence.num_drafts if draws else 0
+        self._rows.add(sequence.slot, sequence.buffer, sequence.computed, end + drafts)
+        self.parts.append(Part(sequence, count, drafts, self._rows.count - drafts - 1, draws))
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Some part is more than the last token of a sequence with its drafts."""
+        return any(part.num_tokens > 1 for part in self.parts)
+
+    @property
+    def drawing(self) -> list[Part]:
+        """The parts that draw a token."""
+        return [part for part in self.parts if part.draws]
 
     @property
     def batch(self) -> Batch:
-        """Views of the buffers, valid until the next clear()."""
-        rows = self.rows
-        return Batch(
-            self._token_ids[:rows], self._positions[:rows], self._sequences[:rows],
-            self.page_table[: self._slots], self._logit_rows[: self.sampling.count],
-        )  # fmt: skip
+        """Valid until the next clear(). Logit rows: those without drafts, then those after one draft, and so on."""
+        drawing = self.drawing
+        rows = [part.last for part in drawing]
+        for drafts in range(1, 1 + max((part.num_drafts for part in drawing), default=0)):
+            rows += [part.last + drafts for part in drawing if part.num_drafts >= drafts]
+        return self._rows.batch(rows)
+
+    def draw_all(
+        self, logits: torch.Tensor, failed: set[Sequence], accept: Callable[[Sequence, int], bool]
+    ) -> None:
+        """Draws from logits (rows asked for in `batch`, V) for all but the failed, and hands over every token.
+
+        accept(sequence, token): the sequence goes on and its next draft was this token, so the row after it counts.
+        A sequence gets here again only then: samplers never see a token that does not stay.
+        """
+        asked = self.drawing
+        begin = drafts = 0
+        kept = {part.sequence for part in asked} - failed
+        staying = [part for part in asked if part.sequence in kept]
+        while staying:
+            own = logits[begin : begin + len(asked)]
+            if len(staying) < len(asked):
+                own = own[[row for row, part in enumerate(asked) if part.sequence in kept]]
+            sequences = [part.sequence for part in staying]
+            tokens = self.draw(sequences, own)
+            kept = {each for each, token in zip(sequences, tokens, strict=True) if accept(each, token)}
+            begin, drafts = begin + len(asked), drafts + 1
+            asked = [part for part in asked if part.num_drafts >= drafts]
+            staying = [part for part in asked if part.sequence in kept]
+
+    def draw(self, sequences: Many[Sequence], logits: torch.Tensor) -> list[int]:
+        """The next token of each sequence; logits: (len(sequences), V) float32, what the model says after its tokens.
+
+        NOT_A_TOKEN where the logits are no numbers.
+        """
+        self._sampling.clear()
+        for row, sequence in enumerate(sequences):
+            if sequence.num_tokens < sequence.endless_until:
+                logits[row, list(sequence.stop_ids)] = -torch.inf
+            self._sampling.add(sequence.sampling, sequence.seed, sequence.buffer, sequence.num_tokens)
+        return sample_rows(logits, self._sampling)

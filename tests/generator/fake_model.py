@@ -12,6 +12,7 @@ import torch
 
 from exllama.engine.batch import Batch
 from exllama.generator import Generator
+from exllama.generator.drafting.drafter import Drafter
 from exllama.ops import PAGE_SIZE
 
 MASK = 2**64 - 1
@@ -77,7 +78,6 @@ class FakeRunner:
             raise MemoryError("the runner fails")
         batch.check(VOCAB, self.cache.num_pages, self.max_sequences)
         assert len(batch.token_ids) <= self.max_rows
-        assert len(batch.logit_rows) <= self.max_sequences
         self.rows.append(len(batch.token_ids))
         self.faults = {row: "layer 7" for row, token in enumerate(batch.token_ids) if token == self.unstorable}
         seen: dict[int, int] = {}
@@ -133,8 +133,9 @@ class FakeModel:
 
 
 def make(
-    pages: int = 64, batch: int = 16, rows: int = 512, context: int = 8192, ends: bool = False
+    pages: int = 64, batch: int = 16, rows: int = 512, context: int = 8192, ends: bool = False,
+    drafter: Drafter | None = None,
 ) -> tuple[Generator, FakeRunner]:
     """A generator over a fresh fake."""
     runner = FakeRunner(pages, rows, batch, ends)
-    return Generator(FakeModel(context), runner), runner  # type: ignore[arg-type]
+    return Generator(FakeModel(context), runner, drafter=drafter), runner  # type: ignore[arg-type]

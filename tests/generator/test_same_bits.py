@@ -1,13 +1,15 @@
 """On real kernels and toy checkpoints: what a job answers is the same bit for bit, whatever runs beside it.
 
 Not only the tokens but all logits that they were drawn from are compared: alone, in a batch of 16, after a prefix hit,
-in chunks, preempted and resumed, with one thread and with two, for several kinds of weights and caches.
-The reference device leaves sums to torch, whose order depends on the number of rows: there the bound is 1e-4 relative.
+in chunks, preempted and resumed, with drafts of every kind, with one thread and with two, for several kinds of weights
+and caches.
+The reference device leaves sums to torch, whose order depends on the number of rows: there the bound is
+1e-4 relative.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,22 @@ import numpy as np
 import pytest
 import torch
 
+from exllama.cache.pages import PagePool
 from exllama.cache.storage import KVCache
-from exllama.engine.batch import Batch
 from exllama.engine.model import Model
 from exllama.engine.runner import Runner
-from exllama.generator import Generator, Job, Sampling
+from exllama.generator import Finished, Generator, Job, Sampling
+from exllama.generator.drafting import ngram
+from exllama.generator.drafting.choose import make_drafter
+from exllama.generator.drafting.drafter import Drafter
+from exllama.generator.drafting.model import OtherModelDrafter
+from exllama.generator.drafting.ngram import NgramDrafter
+from exllama.generator.sequence import Sequence
+from tests.generator.drafters import Foresight, always, wrong_positions
 from tests.models.test_gguf_models import write
 from tests.models.toys import VOCAB, save, toy_config, toy_model
 
+__all__ = ["always"]
 NEW = 24
 KINDS = ["fp16", "q8", "q6", "q4"]
 SAMPLING = Sampling(temperature=1.0, top_p=0.95, repetition_penalty=1.1, repetition_range=50, seed=123)
@@ -53,34 +63,33 @@ class Named:
         """The model is shared by tests."""
 
 
-class Recorder(Runner):
-    """Keeps all logits, by row."""
-
-    last: torch.Tensor
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        self.last = super().forward(batch).clone()
-        return self.last
-
-
 class Bench:
     """A generator whose logits are kept."""
 
-    def __init__(self, model: Model, kind: str = "fp16", rows: int = 2048, batch: int = 16, pages: int = 48) -> None:
-        self.runner = Recorder(model, KVCache(model.cache_layers, pages, kind), rows, batch)
-        self.generator = Generator(Named(model), self.runner)  # type: ignore[arg-type]
+    def __init__(
+        self, model: Model, kind: str = "fp16", rows: int = 2048, batch: int = 16, pages: int = 48,
+        drafter: Callable[[Runner], Drafter] | None = None,
+    ) -> None:
+        runner = Runner(model, KVCache(model.cache_layers, pages, kind), rows, batch)
+        drafts = drafter(runner) if drafter else None
+        self.generator = Generator(Named(model), runner, drafter=drafts)  # type: ignore[arg-type]
+        self.logits: dict[Job, list[torch.Tensor]] = {}
+        step = self.generator._scheduler._step
+        self._draw, step.draw = step.draw, self.record  # type: ignore[method-assign]
+
+    def record(self, sequences: Any, logits: torch.Tensor) -> list[int]:
+        """Keeps all logits that a token is drawn from."""
+        for sequence, row in zip(sequences, logits, strict=True):
+            self.logits.setdefault(sequence.job, []).append(row.clone())
+        return self._draw(sequences, logits)
 
     def run(self, chosen: list[int], new: int = NEW) -> Answers:
         jobs = {self.generator.enqueue(Job(PROMPTS[i], new, SAMPLING)): i for i in chosen}
-        logits: dict[Job, list[torch.Tensor]] = {job: [] for job in jobs}
         while self.generator.active:
             self.generator.step()
-            drawn = [part.sequence.job for part in self.generator._scheduler._step.parts if part.draws]
-            for job, row in zip(drawn, self.runner.last, strict=True):
-                logits[job].append(row)
         self.generator.check_integrity()
         assert all(job.finished and job.finished.new_tokens == new for job in jobs)
-        return {i: ([int(word) for word in job.text.split()], logits[job]) for job, i in jobs.items()}
+        return {i: ([int(word) for word in job.text.split()], self.logits[job]) for job, i in jobs.items()}
 
 
 def assert_same(device: str, found: Answers, expected: Answers) -> None:
@@ -106,9 +115,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("toys")
     types = {"token_embd.weight": gguf.GGMLQuantizationType.Q8_0, "": gguf.GGMLQuantizationType.Q4_1}
     return {
-        "Q4_1": write(toy_model(toy_config("llama")), folder / "q4_1.gguf", types),
+        "Q4_1": write(toy_model(toy_config("llama", num_hidden_layers=3)), folder / "q4_1.gguf", types),
         "F32": save(toy_model(toy_config("qwen3")), folder / "f32"),
-        "BF16": save(toy_model(toy_config("qwen2")), folder / "bf16", torch.bfloat16),
+        "BF16": save(toy_model(toy_config("qwen2", num_hidden_layers=3)), folder / "bf16", torch.bfloat16),
     }
 
 
@@ -175,10 +184,59 @@ def test_preempted_and_resumed(setup: Setup) -> None:
     assert preempted
 
 
+class Known(Foresight):
+    """Guesses the answers, and something else at a third of all positions."""
+
+    def __init__(self, answers: Answers) -> None:
+        super().__init__(30, longest=5)
+        self.texts = {tuple(PROMPTS[i]): [*PROMPTS[i], *tokens] for i, (tokens, _) in answers.items()}
+
+    def guess(self, sequence: Sequence, position: int) -> int:
+        right = self.texts[tuple(sequence.job.prompt)][position]
+        return (right + 1) % VOCAB if wrong_positions(position, position + 1, self.wrong)[0] else right
+
+
+def drafter_of(kind: str, model: Model, alone: Answers, monkeypatch: pytest.MonkeyPatch) -> Callable[[Runner], Drafter]:
+    if kind == "known":
+        return lambda runner: Known(alone)
+    if kind == "skip":
+        return lambda runner: make_drafter("skip:1", model, runner)  # type: ignore[return-value]
+    if kind == "ngram":
+        monkeypatch.setattr(ngram, "LENGTH", 1)  # the texts are random: three tokens in a row never come back
+        return lambda runner: NgramDrafter()
+
+    def itself(runner: Runner) -> Drafter:
+        small = Runner(model, KVCache(model.cache_layers, 10), 40, runner.max_sequences)
+        return OtherModelDrafter(small, PagePool(10), 1024, VOCAB, lambda: None)
+
+    return itself
+
+
+LEAST = {"known": (150, 50), "skip": (0, 50), "ngram": (0, 50), "model": (20, 0)}  # drafts accepted, and rejected
+
+
+@pytest.mark.usefixtures("always")
+def test_speculative(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a batch whose prompts come in chunks and whose pages do not suffice, then with all prefixes in the cache."""
+    device, model, kind, alone = setup
+    for draft in ["known"] if device == "reference" else LEAST:
+        if draft == "skip" and model.config.num_layers < 3:
+            continue  # there is nothing between the first and the last
+        bench = Bench(model, kind, rows=64, batch=9, pages=14, drafter=drafter_of(draft, model, alone, monkeypatch))
+        for chosen in (list(range(16)), [0, 4, 15]):
+            assert_same(device, bench.run(chosen), alone)
+        ends: list[Finished] = [job.finished for job in bench.logits if job.finished]
+        assert sum(end.accepted_drafts for end in ends) >= LEAST[draft][0]
+        assert sum(end.rejected_drafts for end in ends) >= LEAST[draft][1]
+
+
+@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_threads(files: dict[str, Path], kind: str) -> None:
-    answers = []
+    answers: list[Answers] = []
     for threads in (1, 2):
         model = Model.from_pretrained(files["Q4_1"], threads=threads)
         answers.append(Bench(model, kind, rows=100).run(list(range(16))))
     assert_same("cpu", answers[1], answers[0])
+    drafted = Bench(model, kind, rows=100, drafter=lambda runner: Known(answers[0])).run(list(range(16)))
+    assert_same("cpu", drafted, answers[0])

@@ -171,7 +171,7 @@ def test_hundred_jobs_that_may_grow_large_on_a_cache_for_four() -> None:
     assert max(runner.rows[20:40]) >= 16
 
 
-def test_the_oldest_is_not_preempted() -> None:
+def test_the_first_is_not_preempted() -> None:
     generator, _ = make(pages=6, rows=256, batch=4)
     jobs = [Job(prompt_of(200, i), 900) for i in range(4)]
     finished = [event.job for event in finish(generator, jobs) if isinstance(event, Finished)]
@@ -279,19 +279,44 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.generator: Generator
         self.runner: FakeRunner
-        self.generator, self.runner = make(pages=5, rows=96, batch=3)
+        self.generator, self.runner = self.make()
         self.jobs: list[Job] = []
         self.streams: dict[Job, list[int]] = {}
+
+    def make(self) -> tuple[Generator, FakeRunner]:
+        return make(pages=5, rows=96, batch=3)
 
     @rule(
         start=st.sampled_from([0, 1]), length=st.sampled_from([1, 90, 255, 256, 257, 511, 700]), more=st.integers(3, 5),
         new=st.sampled_from([1, 3, 200, None]), temperature=st.sampled_from([0.0, 1.0]),
+        wishes=st.sampled_from([{}, {}, {"priority": 1}, {"priority": -1}, {"deadline": 0.02}, {"min_new_tokens": 1}]),
     )  # fmt: skip
-    def enqueue(self, start: int, length: int, more: int, new: int | None, temperature: float) -> None:
-        prompt = [*prompt_of(length, start), more]
-        job = Job(prompt, new, Sampling(temperature, seed=more))
+    def enqueue(
+        self, start: int, length: int, more: int, new: int | None, temperature: float, wishes: dict[str, Any]
+    ) -> None:
+        self.submit(Job([*prompt_of(length, start), more], new, Sampling(temperature, seed=more), **wishes))
+
+    def submit(self, job: Job) -> None:
         self.jobs.append(self.generator.enqueue(job))
         self.streams[job] = []
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), more=st.integers(3, 5))
+    def fork(self, data: st.DataObject, more: int) -> None:
+        """Another job goes on from what one has so far."""
+        job = data.draw(st.sampled_from(self.jobs))
+        prompt = [*job.prompt, *self.streams[job]][: self.generator.context_length - 2]
+        self.submit(Job([*prompt, more], 50, job.sampling))
+
+    @rule()
+    def evict(self) -> None:
+        """Everything that nobody reads is forgotten."""
+        pool = self.generator._pool
+        taken = [pool.take() for _ in range(pool.num_available)]
+        for page in taken:
+            assert page is not None
+            pool.release(page)
+        assert pool.num_free == pool.num_available
 
     @rule(count=st.sampled_from([1, 5, 40]))
     def step(self, count: int) -> None:
@@ -313,7 +338,7 @@ class Life(RuleBasedStateMachine):
     def finished(self, event: Finished) -> None:
         tokens = self.streams[event.job]
         assert tokens == answer_of(list(event.job.prompt), len(tokens), event.job.sampling)
-        if event.reason != "cancelled":
+        if event.reason not in ("cancelled", "deadline"):
             assert len(tokens) == event.new_tokens
 
     @invariant()
@@ -330,5 +355,5 @@ class Life(RuleBasedStateMachine):
         assert all(job.finished for job in self.jobs)
 
 
-Life.TestCase.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
+Life.TestCase.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
 TestLife = Life.TestCase

@@ -28,7 +28,9 @@ def start(args: argparse.Namespace) -> int:
     given.setdefault("temperature", TEMPERATURE if question is None else 0.0)  # a script gives the same answer twice
     conversation = Conversation(Sampling(**given), args.system, args.max_new_tokens)
     with progress_bars() as progress:
-        generator = Generator.from_pretrained(args.model, **placement_options(args), progress=progress)
+        generator = Generator.from_pretrained(
+            args.model, draft=args.draft, **placement_options(args), progress=progress
+        )
     with generator:
         chat = Chat(conversation, Statistics(generator.context_length))
         if question is not None:
