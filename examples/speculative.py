@@ -6,15 +6,14 @@ import sys
 
 from exllama import Generator, Job
 
-CODE = "def area(width, height):\n    return width * height\n\n\n" * 3
-PROMPT = [{"role": "user", "content": f"Repeat this program, word by word:\n\n{CODE}"}]
+LINE = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.\n"
 
 
 def main(source: str, draft: str) -> None:
     answers = []
     for guessing in (None, draft):
         with Generator.from_pretrained(source, cache_tokens=4096, draft=guessing) as generator:
-            job = Job(generator.tokenizer.encode_chat(PROMPT), max_new_tokens=120)
+            job = Job(LINE * 3, max_new_tokens=100)
             answers.append("".join(chunk.text for chunk in generator.stream(job)))
             done = job.finished
             print(
