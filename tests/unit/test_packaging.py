@@ -30,7 +30,7 @@ def requirement_names(requirements: list[str]) -> set[str]:
 
 def third_party(folders: tuple[str, ...]) -> set[str]:
     named = {module.split(".")[0] for source in sources(*folders) for module, _ in imports(source)}
-    ours = {"exllama", "exllama_ext", "conversion", "tests", "benchmarks", "docs"}
+    ours = {"exllama", "exllama_ext", "conversion", "tests", "benchmarks", "docs", "tomllib"}  # Python 3.10 has tomli
     return named - set(sys.stdlib_module_names) - ours
 
 
