@@ -23,7 +23,9 @@
 // In the C ABI a stream is an opaque pointer: cudaStream_t, hipStream_t or the emulator's. Null: the default stream.
 typedef void* exl_stream;
 
-#if defined(EXL_EMU)
+#if defined(EXL_HOST)
+// A host program that only calls the C ABI: the contracts of the kernels need no vendor's headers.
+#elif defined(EXL_EMU)
 #include "emulator/device.h"
 #elif defined(__HIP__)
 #define EXL_HIP 1
@@ -58,7 +60,7 @@ typedef void* exl_stream;
 #define EXL_RDNA 0
 #endif
 
-#if defined(EXL_EMU)
+#if defined(EXL_EMU) || defined(EXL_HOST)
 #define EXL_DEVICE inline
 #define EXL_HOST_DEVICE inline
 #define EXL_KERNEL(...) static void
