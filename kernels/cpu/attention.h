@@ -296,11 +296,12 @@ void attention(const AttentionArgs& args, const Run& run, Worker& worker) {
     const auto partial_of = [&](int64_t task, int page) {
         return reinterpret_cast<Partial*>(reinterpret_cast<float*>(shared) + (task * pages + page) * slots);
     };
-    // Opens task number `task`: tiles are the outer loop, heads the inner one.
+    // Opens task number `task`: tiles are the outer loop, heads the inner one. Tasks come in ascending order.
+    int64_t tile = 0;
+    int row = 0;
     const auto open = [&](int64_t task) {
-        int r = 0;
-        for (int64_t i = task / per_tile; i; --i) r = tile_end(run, r, most);
-        open_tile(args, run, r, tile_end(run, r, most) - r, int(task % per_tile), s.tile);
+        for (; tile < task / per_tile; ++tile) row = tile_end(run, row, most);
+        open_tile(args, run, row, tile_end(run, row, most) - row, int(task % per_tile), s.tile);
     };
     if (!split) {
         worker.begin_stage();
@@ -329,6 +330,7 @@ void attention(const AttentionArgs& args, const Run& run, Worker& worker) {
         attend_page(args, run, page, s, partial_of(task, page), ahead);
     }
     worker.barrier();
+    tile = row = 0;
     worker.begin_stage();
     for (int64_t task; (task = worker.next()) < tasks;) {
         open(task);
