@@ -13,7 +13,7 @@ def main(source: str, draft: str) -> None:
     answers = []
     for guessing in (None, draft):
         with Generator.from_pretrained(source, cache_tokens=4096, draft=guessing) as generator:
-            job = Job(LINE * 3, max_new_tokens=100)
+            job = Job(LINE * 3, max_new_tokens=100, min_new_tokens=100)
             answers.append("".join(chunk.text for chunk in generator.stream(job)))
             done = job.finished
             print(

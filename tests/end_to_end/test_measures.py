@@ -32,6 +32,19 @@ def test_bench_json(tmp_path: Path) -> None:
     assert lines[4]["bytes"] > lines[1]["bytes"]
 
 
+def test_bench_of_drafts(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    words = f"-m {resolve('default')} -p 0 -n 24 -r 1 --threads 2 --draft ngram --cache-tokens 1024 --json {path}"
+    assert bench.main(words.split()) == 0
+    lines = {line["test"]: line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    assert list(lines) == ["tg24", "copy24", "copy24+ngram", "story24", "story24+ngram"]
+    for line in list(lines.values())[1:]:
+        assert set(line) == BENCH_KEYS - {"bytes", "roofline_fraction"} | {"accepted_drafts", "rejected_drafts"}
+        assert 0 < line["min"] <= line["tokens_per_second"] <= line["max"]
+    assert lines["copy24"]["accepted_drafts"] == lines["copy24"]["rejected_drafts"] == 0
+    assert lines["copy24+ngram"]["accepted_drafts"] > 4
+
+
 def test_eval_json(capsys: pytest.CaptureFixture[str]) -> None:
     common = f"-m {resolve('default')} --text {ROOT / 'README.md'} --context 256 --tokens 512"
     assert eval.main(["ppl", *common.split()]) == 0

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 _KEPT = 9  # latest times per number of rows; their median counts, so that a busy moment changes nothing
 _FRESH = 8  # observations after which the curve is drawn anew
-_SLOPE = 0.1  # until it is measured, one row more costs this much of the shortest step
+_SLOPE = 0.15  # until it is measured, one row more costs this much of the shortest step
 _HIGHEST = 0.98  # a guess is never sure
 _PRIOR_WEIGHT = 2.0  # the prior counts like so many trials
 _MEMORY = 0.95  # what a trial counts after another one
