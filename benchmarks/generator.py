@@ -80,9 +80,13 @@ class LlamaCpp:
         return self.sequences * DECODE / (time.perf_counter() - begin)
 
 
+def new_job(seed: int) -> Job:
+    return Job(tokens(PROMPT, seed), DECODE + 1, min_new_tokens=DECODE + 1)
+
+
 def run_batch(generator: Generator, sequences: int, seed: int) -> float:
     """Tokens per second of all sequences together, with sampling, text and events."""
-    jobs = [generator.enqueue(Job(tokens(PROMPT, 1000 * seed + i), DECODE + 1)) for i in range(sequences)]
+    jobs = [generator.enqueue(new_job(1000 * seed + i)) for i in range(sequences)]
     begun: set[Job] = set()
     while len(begun) < sequences:
         begun |= {event.job for event in generator.step() if isinstance(event, Text)}
@@ -124,40 +128,40 @@ def prefix(threads: int, rounds: int) -> list[Row]:
 
 def pauses(threads: int, rounds: int) -> list[Row]:
     """8 streams run, a prompt of 8,000 tokens is being read, a prompt of 50 arrives."""
-    short_steps, short_ms, pause_ms, pause_steps, decode_ms = [], [], [], [], []
+    samples = []
     with load(threads, cache_tokens=24 * 1024, max_batch_size=16) as generator:
         for index in range(rounds):
-            streams = [generator.enqueue(Job(tokens(20, 10 * index + i), 600)) for i in range(8)]
-            alone = [seconds(generator.step)[0] for _ in range(20)]
-            generator.enqueue(Job(tokens(8000, 100 + index), 2))
+            story = PROMPTS["story"]
+            streams = [generator.enqueue(Job(f"{i}. {story}", 600, min_new_tokens=600)) for i in range(8)]
+            alone = statistics.median(seconds(generator.step)[0] for _ in range(20))
+            long = generator.enqueue(Job(tokens(8000, 100 + index), 2))
             generator.step()
             short = generator.enqueue(Job(tokens(50, 200 + index), 2))
-            steps, waited, done = 0, 0.0, False
-            last = dict.fromkeys(streams, 0)
-            at, took = 0, []
-            while not done or at < 12:
-                second, events = seconds(generator.step)
-                at, took = at + 1, [*took, second]
-                waited += 0.0 if done else second
-                heard = {event.job for event in events if isinstance(event, Text)}
-                pause_steps += [at - last[job] for job in heard & set(streams)]
-                last.update(dict.fromkeys(heard & set(streams), at))
-                if not done:
-                    steps, done = at, short in heard
-            short_steps.append(steps)
-            short_ms.append(1000 * waited)
-            pause_ms.append(1000 * max(took))
-            decode_ms.append(1000 * statistics.median(alone))
-            for job in list(generator._sequences):
+            samples.append((*watch(generator, streams, short), alone))
+            for job in (*streams, long, short):
                 generator.cancel(job)
             generator.step()
+    names = ("first token of a short prompt, steps", "the same, ms", "longest pause of a stream, steps")
+    names += ("longest step, ms", "a step of the streams alone, ms")
+    scales = (1, 1000, 1, 1000, 1000)
     return [
-        {"test": "short prompt beside 8 streams and an 8k prompt, steps to answer", "exllama": max(short_steps)},
-        {"test": "the same in ms", "exllama": round(statistics.median(short_ms), 1)},
-        {"test": "longest pause of a stream meanwhile, steps", "exllama": max(pause_steps)},
-        {"test": "the same in ms", "exllama": round(statistics.median(pause_ms), 1)},
-        {"test": "a step of the 8 streams alone, ms", "exllama": round(statistics.median(decode_ms), 2)},
+        {"test": f"8 streams and an 8k prompt: {name}", "exllama": round(scale * statistics.median(values), 1)}
+        for name, scale, values in zip(names, scales, zip(*samples, strict=True), strict=True)
     ]
+
+
+def watch(generator: Generator, streams: list[Job], short: Job) -> tuple[float, float, float, float]:
+    """(steps, seconds) until `short` answers; the longest pause of a stream in steps; seconds of the longest step."""
+    last, times, pause, answered = dict.fromkeys(streams, 0), [], 0, 0
+    while not answered or len(times) < 12:
+        second, events = seconds(generator.step)
+        times.append(second)
+        heard = {event.job for event in events if isinstance(event, Text)}
+        for job in heard & last.keys():
+            pause, last[job] = max(pause, len(times) - last[job]), len(times)
+        if not answered and short in heard:
+            answered = len(times)
+    return answered, sum(times[:answered]), pause, max(times)
 
 
 def overhead(threads: int, rounds: int) -> list[Row]:
@@ -177,14 +181,15 @@ def overhead(threads: int, rounds: int) -> list[Row]:
 
             generator._runner.forward = timed  # type: ignore[method-assign]
             for index in range(rounds):
-                for i in range(16):
-                    generator.enqueue(Job(tokens(PROMPT, 100 * index + i), 200, sampling))
+                jobs = [Job(tokens(PROMPT, 100 * index + i), 200, sampling) for i in range(16)]
+                for job in jobs:
+                    generator.enqueue(job)
                 for _ in range(20):
                     generator.step()
                 inside[0] = 0.0
                 whole = sum(seconds(generator.step)[0] for _ in range(150))
                 shares.append(100 * (whole - inside[0]) / whole)
-                for job in list(generator._sequences):
+                for job in jobs:
                     generator.cancel(job)
                 generator.step()
         rows.append({"test": f"overhead of a step of 16, {name}, %", "exllama": round(statistics.median(shares), 2)})
