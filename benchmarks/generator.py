@@ -47,7 +47,9 @@ class LlamaCpp:
         import llama_cpp
 
         self.api, self.sequences = llama_cpp, sequences
-        llama_cpp.llama_log_set(llama_cpp.llama_log_callback(lambda level, text, data: None), None)
+        self.quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # must live as long as the library
+        llama_cpp.llama_log_set(self.quiet, None)
+        llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = sequences * 256
