@@ -119,11 +119,13 @@ template <class T> EXL_DEVICE T load_coherent(const T* address) {
 #if defined(EXL_CUDA)
     return __ldcg(address);
 #else
-    static_assert(sizeof(T) == 4, "4 bytes at a time");
-    const uint32_t word =
-        __hip_atomic_load(reinterpret_cast<const uint32_t*>(address), __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+    static_assert(sizeof(T) % 4 == 0, "4 bytes at a time");
+    uint32_t words[sizeof(T) / 4];
+    for (size_t i = 0; i < sizeof(T) / 4; i++)
+        words[i] = __hip_atomic_load(reinterpret_cast<const uint32_t*>(address) + i, __ATOMIC_RELAXED,
+                                     __HIP_MEMORY_SCOPE_AGENT);
     T value;
-    memcpy(&value, &word, sizeof value);
+    memcpy(&value, words, sizeof value);
     return value;
 #endif
 }

@@ -1,0 +1,124 @@
+// A launch as the kernels see it, and what one block of it does.
+#pragma once
+
+#include "exl/half.h"
+#include "exl/portability.h"
+#include "exl/types.h"
+#include "exl/warp.h"
+#include "gemm/linear.h"
+#include "layouts/group_affine.h"
+
+namespace exl {
+namespace gemm {
+
+using layouts::record_steps;
+using layouts::step_columns;
+using layouts::tile_rows;
+
+constexpr int groups = 4, threads = groups * group_size;
+constexpr int tiles_per_group = 2, tiles_per_block = groups * tiles_per_group;
+
+// One matrix and where its product goes.
+struct Projection {
+    const uint8_t* data;
+    int64_t tile_stride;  // bytes
+    int rows, tiles;      // N and tiles of 16
+    int first_block;      // along the grid's x
+    int slice_steps, slices;
+    float* out_f32;
+    half* out_f16;
+    int64_t out_stride;
+    const float* bias;
+    int add;
+};
+
+struct Problem {
+    const half* x;
+    int64_t x_stride;
+    int rows, cols, steps;
+    int num_projections;
+    int split;  // 1: one slice a block, added by the last to arrive; 0: a block takes all slices
+    int slots;  // partial sums that a block of the grid's x and z keeps
+    exl_activation activation;
+    float4* partials;
+    uint32_t* tickets;
+    Projection projections[exl_max_projections];
+};
+
+// What a block does: two tiles a group of lanes, of one projection, or with an activation one tile of each of two.
+struct Work {
+    int projections[tiles_per_group];
+    int tiles[tiles_per_group];
+    int first_step, steps, slice_steps, slices;
+};
+
+EXL_DEVICE Work find_work(const Problem& problem) {
+    Work work;
+    int chosen = 0;
+    const int block = static_cast<int>(blockIdx.x), slice = static_cast<int>(blockIdx.y);
+    const bool gated = problem.activation != exl_no_activation;
+    for (int i = 1; i < problem.num_projections; i++)
+        if (!gated && block >= problem.projections[i].first_block) chosen = i;
+    const Projection& first = problem.projections[chosen];
+    const int local = block - first.first_block;
+    for (int r = 0; r < tiles_per_group; r++) {
+        work.projections[r] = gated ? r : chosen;
+        work.tiles[r] = gated ? local * groups + group() : (local * groups + group()) * tiles_per_group + r;
+    }
+    work.slice_steps = first.slice_steps;
+    work.slices = first.slices;
+    work.first_step = problem.split ? slice * first.slice_steps : 0;
+    const int left = problem.steps - work.first_step;
+    work.steps = problem.split && left > first.slice_steps ? first.slice_steps : left;
+    return work;
+}
+
+// Steps of a slice of K: a function of the matrix alone. As long as possible while a matrix with this N still gives
+// some 512 blocks; at least 2 records.
+inline int slice_steps_of(int rows, int steps) {
+    constexpr int wanted_blocks = 512, least = 2 * record_steps;
+    constexpr int block_rows = tiles_per_block * tile_rows;
+    const int row_blocks = (rows + block_rows - 1) / block_rows;
+    int slice = (steps + record_steps - 1) / record_steps * record_steps;
+    while (slice > least && row_blocks * ((steps + slice - 1) / slice) < wanted_blocks) {
+        slice = (slice / 2 + record_steps - 1) / record_steps * record_steps;
+        if (slice < least) slice = least;
+    }
+    return slice;
+}
+
+// A family's part of a projection: its weights and its output.
+struct Matrix {
+    const void* data;
+    int64_t tile_stride;
+    int rows, cols;
+    const exl_output* output;
+};
+
+// What all families are called with.
+struct Call {
+    const void* x;
+    int64_t x_stride;
+    int rows;
+    exl_activation activation;
+    int count;
+    const exl_workspace* workspace;
+};
+
+struct Shape {
+    int token_tiles;  // 1, 2, 4 or 8
+    dim3 grid;        // blocks of rows of all projections, slices, blocks of tokens
+    int64_t partial_bytes, num_tickets;
+};
+
+// Refuses sizes that no family supports; `projections[i].` stands in front of the names of what belongs to one.
+exl_status check_sizes(const Call& call, const Matrix* matrices);
+// Refuses pointers, strides and types.
+exl_status check_memory(const Call& call, const Matrix* matrices, const Shape& shape);
+// The launch for checked sizes; fills the problem but for pointers to weights, x, outputs and scratch.
+Shape plan(const Call& call, const Matrix* matrices, Problem& problem);
+// The pointers that plan left out.
+void bind(const Call& call, const Matrix* matrices, Problem& problem);
+
+}  // namespace gemm
+}  // namespace exl
