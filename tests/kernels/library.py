@@ -160,3 +160,10 @@ def emulated(*sources: str, warp_size: int = 32, defines: Sequence[str] = (), sa
     paths = [SOURCES / f"{source}.cu" for source in sources]
     name = f"test_{'_'.join(sources)}" if sources else "exllama_emu"
     return build_emulator(CACHE, EmulatorBuild(name, paths, warp_size, sanitize, tuple(defines)))
+
+
+def emulated_kernels(*sources: str, warp_size: int = 32, sanitize: str = SANITIZE) -> Path:
+    """The library of some of the project's kernels, named as "folder/file" of kernels/ without .cu."""
+    paths = [ROOT / "kernels" / f"{source}.cu" for source in sources]
+    name = "kernels_" + "_".join(path.stem for path in paths)
+    return build_emulator(CACHE, EmulatorBuild(name, paths, warp_size, sanitize))

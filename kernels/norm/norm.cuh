@@ -1,0 +1,69 @@
+#pragma once
+
+#include "exl/half.h"
+#include "exl/math.h"
+#include "exl/warp.h"
+#include "norm/norm.h"
+
+namespace exl {
+namespace norm {
+
+constexpr int threads = 256;
+
+struct alignas(8) Half4 {
+    half2 low, high;
+};
+
+// The sum over the block, in every thread: 32 lanes, then the groups in order.
+EXL_DEVICE float block_sum(float value) {
+    EXL_SHARED(float, sums, [threads / group_size]);
+    value = warp_sum(value);
+    if (lane() == 0) sums[group()] = value;
+    __syncthreads();
+    float sum = 0.0f;
+    for (int i = 0; i < threads / group_size; i++) sum += sums[i];
+    return sum;
+}
+
+EXL_DEVICE float4 add(float4 x, Half4 delta) {
+    const float2 low = to_float2(delta.low), high = to_float2(delta.high);
+    return make_float4(x.x + low.x, x.y + low.y, x.z + high.x, x.w + high.y);
+}
+
+EXL_DEVICE float add_squares(float4 x, float sum) {
+    sum = fused_multiply_add(x.x, x.x, sum);
+    sum = fused_multiply_add(x.y, x.y, sum);
+    sum = fused_multiply_add(x.z, x.z, sum);
+    return fused_multiply_add(x.w, x.w, sum);
+}
+
+// Each thread holds `quads` x 4 columns: columns 4 (threadIdx.x + i threads) .. + 3.
+template <int quads> EXL_KERNEL(threads) normalize(exl_norm_args args) {
+    const int64_t row = blockIdx.x, from = args.row_index ? args.row_index[row] : row;
+    float4* x = reinterpret_cast<float4*>(args.x + from * args.x_stride);
+    const Half4* delta = reinterpret_cast<const Half4*>(static_cast<const half*>(args.delta) + row * args.delta_stride);
+    const int count = args.width / 4;
+    float4 values[quads];
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < quads; i++) {
+        const int column = static_cast<int>(threadIdx.x) + i * threads;
+        if (column >= count) continue;
+        values[i] = x[column];
+        if (args.delta) x[column] = values[i] = add(values[i], delta[column]);
+        sum = add_squares(values[i], sum);
+    }
+    const float inverse = 1.0f / sqrtf(block_sum(sum) / static_cast<float>(args.width) + args.eps);
+    Half4* out = reinterpret_cast<Half4*>(static_cast<half*>(args.out) + row * args.out_stride);
+#pragma unroll
+    for (int i = 0; i < quads; i++) {
+        const int column = static_cast<int>(threadIdx.x) + i * threads;
+        if (column >= count) continue;
+        const float4 v = values[i], w = reinterpret_cast<const float4*>(args.weight)[column];
+        out[column] = {to_half2(v.x * inverse * w.x, v.y * inverse * w.y),
+                       to_half2(v.z * inverse * w.z, v.w * inverse * w.w)};
+    }
+}
+
+}  // namespace norm
+}  // namespace exl
