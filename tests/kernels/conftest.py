@@ -45,3 +45,11 @@ def _libraries(build: Callable[..., Path], warp_size: int, order: str) -> Iterat
     for library in loaded:
         library.free()
         library.configure()
+
+
+@pytest.fixture
+def library() -> Iterator[Library]:
+    """The project's kernels, for what no order of threads can change: refused arguments, work on the host."""
+    library = Library(emulated())
+    yield library
+    library.free()

@@ -29,6 +29,18 @@ class GroupAffine(ctypes.Structure):
     )
 
 
+class Dense(ctypes.Structure):
+    """exl_dense."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("rows", ctypes.c_int32),
+        ("cols", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("stride", ctypes.c_int64),
+    )
+
+
 class Output(ctypes.Structure):
     """exl_output."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gguf
@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.kernels.gemm import F16, F32, Product, check_product
-from tests.kernels.library import KernelError, Library, emulated
+from tests.kernels.library import KernelError, Library
 from tests.kernels.weights import GGUF_TYPES, exact_values, pack, pointer, raw_rows
 
 OPERATION = "exl_group_affine_linear"
@@ -21,14 +21,6 @@ Array = NDArray[Any]
 # Codes are not centred before they are multiplied: a sum of code * x has up to 2^bits / |code - zero| times the terms'
 # magnitude. Random codes keep that near 2, and the sums' error bound has room for it.
 SLACK = 2.0**-18
-
-
-@pytest.fixture
-def library() -> Iterator[Library]:
-    """For what no order of threads can change."""
-    library = Library(emulated())
-    yield library
-    library.free()
 
 
 def activations(rows: int, cols: int, seed: int = 1) -> Array:
