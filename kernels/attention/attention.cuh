@@ -49,6 +49,7 @@ attend(exl_attention_args args, exl_kv_geometry geometry, int stage_bytes) {
     Queries<dim> queries;
     queries.load(args, tile, geometry.padded_dim);
     int position[2];
+#pragma unroll
     for (int side = 0; side < 2; side++) {
         const int vector = lane() / 4 + 8 * side;
         position[side] = vector < tile.num_vectors() ? args.rows.positions[tile.row(vector)] : -1;
@@ -61,6 +62,7 @@ attend(exl_attention_args args, exl_kv_geometry geometry, int stage_bytes) {
     for (int number = start; number * exl_page_size <= tile.highest; number += step) {
         const Span span = visible(tile.lowest, tile.highest, args.window, number);
         Span seen[2];
+#pragma unroll
         for (int side = 0; side < 2; side++) seen[side] = visible(position[side], position[side], args.window, number);
         Page<dim, packed> page;
         page.attend(args, queries, span, seen, pipeline, weights, exchange[0]);

@@ -57,7 +57,8 @@ template <int code_bits> struct Codes {
 
     // Drops the first `count` of the four codes of each quad, so that number `count` becomes number 0.
     EXL_DEVICE void skip(int count) {
-        if constexpr (has8) eight[0] = eight[count / 2] >> 8 * (count % 2);
+        if constexpr (has8)
+            eight[0] = (count & 2 ? eight[1] : eight[0]) >> 8 * (count % 2);  // dim 64 or less: 2 at most follow
         if constexpr (has4) four >>= 4 * count;
         if constexpr (has2) two >>= 2 * count;
         if constexpr (has1) one >>= count;

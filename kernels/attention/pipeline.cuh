@@ -41,7 +41,7 @@ template <int dim, bool packed> class Pipeline {
     EXL_DEVICE void open_page() {
         if (page_ * exl_page_size > tile_.highest) return;
         span_ = visible(tile_.lowest, tile_.highest, args_.window, page_);
-        number_ = kv::page_of(args_.rows, tile_.sequence, page_);
+        number_ = static_cast<int>(kv::page_of(args_.rows, tile_.sequence, page_));
         item_ = span_.begin / tokens;
         keys_ = true;
     }
@@ -79,7 +79,7 @@ template <int dim, bool packed> class Pipeline {
     uint8_t* memory_;
     const int stage_bytes_;
     int page_, step_;
-    int64_t number_ = 0;
+    int number_ = 0;
     Span span_ = {0, 0};
     int item_ = 0, read_ = 0, written_ = 0;
     bool keys_ = true;

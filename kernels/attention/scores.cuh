@@ -119,6 +119,18 @@ struct Exchange {
 
 constexpr int weight_stride = exl_page_size + 8;  // halves; an odd number of 16 bytes
 
+// cap * tanh(scale * s / cap), by 1 - 2 / (1 + e^2x): an absolute error of 2e-7 cap.
+template <int dim> EXL_DEVICE void cap_scores(const exl_attention_args& args, Scores<dim>& scores) {
+    const float twice = 2.0f * args.scale / args.softcap;
+#pragma unroll
+    for (int i = 0; i < Scores<dim>::tiles * Scores<dim>::blocks; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float rest = 2.0f * reciprocal_fast(1.0f + exp_fast(scores.s[i][j] * twice));
+            scores.s[i][j] = fused_multiply_add(-args.softcap, rest, args.softcap);
+        }
+}
+
 // Turns scores into probabilities relative to the page's peak (in base 2) and stores them, fp16, in weights; the sums of
 // the groups go to the exchange, and are seen after the next barrier. Returns the peaks. `seen`: tokens of the page that
 // each of the two vectors sees.
@@ -127,17 +139,17 @@ template <int dim> EXL_DEVICE Pair soften(const exl_attention_args& args, Scores
     constexpr float log2_e = 1.4426950408889634f, none = -INFINITY;
     constexpr int count = Scores<dim>::tiles * Scores<dim>::blocks;
     const int g = lane() / 4, t = lane() % 4;
+    if (args.softcap > 0.0f) cap_scores(args, scores);
+    const float factor = args.softcap > 0.0f ? log2_e : args.scale * log2_e;
     float peak[2] = {none, none};
 #pragma unroll
     for (int i = 0; i < count; i++)
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const int token = Scores<dim>::token(i) + j % 2, side = j / 2;
-            float s = scores.s[i][j] * args.scale;
-            if (args.softcap > 0.0f) s = args.softcap * tanhf(s / args.softcap);
-            s = token >= seen[side].begin && token < seen[side].end ? s * log2_e : none;
-            scores.s[i][j] = s;
-            peak[side] = fmaxf(peak[side], s);
+            const bool sees = token >= seen[side].begin && token < seen[side].end;
+            scores.s[i][j] = sees ? scores.s[i][j] * factor : none;
+            peak[side] = fmaxf(peak[side], scores.s[i][j]);
         }
 #pragma unroll
     for (int side = 0; side < 2; side++) {

@@ -88,12 +88,14 @@ template <int dim, int code_bits> struct TokenTile {
     static constexpr int scales = tokens * stride;
     static constexpr int scale_bytes = code_bits == kv::half_bits ? 0 : tokens * groups * 2;
     static constexpr int bytes = scales + scale_bytes;
+    static constexpr int copies = dim == 256 ? 1 : 4;  // issued in one go: where registers are scarce, one
     static_assert(tokens * row % 16 == 0 && scales % 16 == 0 && scale_bytes % 16 == 0, "16 bytes at a time");
 
     // Issues the copies of the tile's first `count` tokens, and zeros in place of the others. page: the head's part.
     EXL_DEVICE static void fetch(uint8_t* stage, const uint8_t* codes, const uint8_t* page_scales, int tile,
                                  int count) {
         const uint8_t* from = codes + tile * tokens * row;
+#pragma unroll(copies)
         for (int at = 16 * static_cast<int>(threadIdx.x); at < tokens * row; at += 16 * threads)
             copy_async(stage + at + (padding ? at / row * padding : 0), from + at, at < count * row);
         from = page_scales + tile * scale_bytes;

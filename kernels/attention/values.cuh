@@ -69,7 +69,7 @@ EXL_DEVICE void weigh_packed(const uint8_t* stage, const half* weights, int coun
     const auto scale = [&](int token, int group) {
         return token < count ? scales[token * Tile::groups + group] : half_from_bits(0);
     };
-#pragma unroll
+#pragma unroll 1
     for (int block = 0; block < Tile::tokens; block += 16) {
         uint32_t a[4];
         load_weights(a, weights, block);

@@ -113,6 +113,16 @@ class Logits(Struct):
     )  # fmt: skip
 
 
+class Sample(Struct):
+    """exl_sample_args."""
+
+    _fields_ = (
+        ("logits", pointer), ("scratch", pointer), ("row", pointer), ("history", pointer), ("bias_ids", pointer),
+        ("biases", pointer), ("mask", pointer), ("tokens", pointer), ("logits_stride", int64),
+        ("history_stride", int64), ("bias_stride", int64), ("mask_stride", int64), ("rows", int32), ("vocab", int32),
+    )  # fmt: skip
+
+
 def launch(library: Library, name: str, arguments: Struct) -> None:
     """Calls `name` with its struct and waits; a status other than ok is a KernelError."""
     library.call(name, ctypes.byref(arguments))
