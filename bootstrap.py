@@ -124,6 +124,9 @@ def install(kind: str, torch: str) -> None:
     say("building exllama and installing it in place")
     pip("--no-build-isolation", "--editable", ".[dev]" if kind == "dev" else ".")
     (VENV / "stamp-native").touch()
+    if kind == "dev":
+        say("looking for the compilers of GPU kernels, whose absence is only told")
+        run([str(PYTHON), "-m", "exllama_ext.toolchains"], "the search for GPU compilers failed")
     stamp.write_text(mark)
     if kind == "dev":
         (VENV / "stamp-run").write_text(mark)

@@ -6,12 +6,21 @@ Needs a C++20 compiler with _Float16 (g++ >= 12 or clang >= 15) and ninja; no GP
 from __future__ import annotations
 
 import platform
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from exllama_ext.tools import ROOT, Progress, digest, host_compiler, locked, run_ninja, version_of
+from exllama_ext.tools import (
+    ROOT,
+    Progress,
+    digest,
+    host_compiler,
+    locked,
+    publish,
+    run_ninja,
+    version_of,
+    write_ninja,
+)
 
 KERNELS = ROOT / "kernels"
 # Folders of kernels/ that hold no GPU sources.
@@ -87,24 +96,10 @@ def machine_flags() -> list[str]:
     return [f"-m{name}" for name in ("f16c", "avx2", "fma") if name in words]
 
 
-def write_ninja(folder: Path, flags: list[str], sources: list[Path], target: Path, link: str) -> None:
-    """One object a source, all with the same flags, and `link`, a command of ninja, that joins them to the target."""
+def compile_command(flags: list[str]) -> str:
+    """ninja's command for one source."""
     include = f"-I{KERNELS / 'include'} -I{KERNELS}"
-    lines = [
-        f"cxx = {host_compiler()}",
-        "rule compile",
-        f"  command = $cxx -x c++ {' '.join(flags)} {include} -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = compile $out",
-        "rule link",
-        f"  command = {link}",
-        "  description = link $out",
-    ]
-    objects = [f"{source.parent.name}_{source.stem}.o" for source in sources]
-    lines += [f"build {obj}: compile {source.resolve()}" for obj, source in zip(objects, sources, strict=True)]
-    lines.append(f"build {target.name}: link {' '.join(objects)}")
-    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    return f"{host_compiler()} -x c++ {' '.join(flags)} {include} -MMD -MF $out.d -c $in -o $out"
 
 
 def build_archive(cache: Path, build: EmulatorBuild, progress: Progress | None) -> Path:
@@ -113,7 +108,7 @@ def build_archive(cache: Path, build: EmulatorBuild, progress: Progress | None) 
     with locked(target.parent):
         flags = [*build.flags, "-std=c++20", *SANITIZE_EMULATOR[build.sanitize]]
         sources = sorted((KERNELS / "emulator").glob("*.cpp"))
-        write_ninja(target.parent, flags, sources, target, "rm -f $out && ar rcs $out $in")
+        write_ninja(target.parent, compile_command(flags), sources, target.name, "rm -f $out && ar rcs $out $in")
         run_ninja(target.parent, "the emulator", progress)
     return target
 
@@ -134,13 +129,10 @@ def build_emulator(cache: Path, build: EmulatorBuild | None = None, progress: Pr
     archive = build_archive(cache, build, progress)
     folder = cache / "objects" / f"{build.name}-{digest([], *flags)}"
     with locked(folder):
-        target = folder / library.name
         sanitizers = " ".join(flag for flag in watched if flag.startswith("-fsanitize"))
-        link = f"$cxx -shared $in -Wl,--whole-archive {archive} -Wl,--no-whole-archive -o $out -pthread {sanitizers}"
-        write_ninja(folder, flags, emulator_sources(build), target, link)
+        whole = f"-Wl,--whole-archive {archive} -Wl,--no-whole-archive"
+        link = f"{host_compiler()} -shared $in {whole} -o $out -pthread {sanitizers}"
+        write_ninja(folder, compile_command(flags), emulator_sources(build), library.name, link, [archive])
         run_ninja(folder, library.name, progress)
-        library.parent.mkdir(parents=True, exist_ok=True)
-        partial = library.with_suffix(".partial")
-        shutil.copy2(target, partial)
-        partial.replace(library)
+        publish(folder / library.name, library)
     return library

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,6 +68,36 @@ def show_progress(done: int, total: int, what: str) -> None:
         print(f"\r\x1b[Kbuilding {what}: {done} of {total}", end=end, file=sys.stderr, flush=True)
 
 
+def write_ninja(
+    folder: Path, compile_one: str, sources: Sequence[Path], target: str, link: str, also: Sequence[Path] = ()
+) -> None:
+    """A build.ninja with one object a source and one target.
+
+    compile_one, link: commands with ninja's $in and $out; compile_one writes the headers that it read to $out.d.
+    also: files that the link reads beside the objects.
+    """
+    lines = [
+        "rule compile",
+        f"  command = {compile_one}",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {link}",
+    ]
+    objects = [f"{source.parent.name}_{source.stem}.o" for source in sources]
+    lines += [f"build {obj}: compile {source.resolve()}" for obj, source in zip(objects, sources, strict=True)]
+    lines.append(f"build {target}: link {' '.join(objects)} | {' '.join(map(str, also))}")
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+
+
+def publish(built: Path, library: Path) -> None:
+    """Copies a built file to its place in one step, so that nobody opens half of it."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    partial = library.with_suffix(".partial")
+    shutil.copy2(built, partial)
+    partial.replace(library)
+
+
 def run_ninja(folder: Path, what: str, progress: Progress | None = None) -> None:
     """Runs the build.ninja of a folder. Raises BuildFailed with the first error and the end of the log."""
     ninja = find_tool("ninja", "pip install ninja")
@@ -91,6 +120,13 @@ def run_ninja(folder: Path, what: str, progress: Progress | None = None) -> None
 def locked(folder: Path) -> Iterator[None]:
     """Holds a folder for this process; others wait."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with (folder / "lock").open("a") as handle:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -266,13 +266,17 @@ std::string Block::waiting_threads() const {
     return text;
 }
 
-void Block::fail(const char* format, va_list values) {
+void Block::describe_failure(const char* format, va_list values) {
     Unseen unseen;
     const uint3 index = current_->position.block;
     char where[160];
     std::snprintf(where, sizeof where, "\n  block (%u, %u, %u), thread %d", index.x, index.y, index.z,
                   current_->number);
     failure_ = format_text(format, values) + where + waiting_threads();
+}
+
+void Block::fail(const char* format, va_list values) {
+    describe_failure(format, values);
     left_ = &current_->context;
     Context::change(current_->context, host_);
     std::abort();

@@ -75,6 +75,7 @@ class Block {
         const void* key;
         void* memory;
     };
+    void describe_failure(const char* format, va_list values);
     void prepare(uint3 index);
     void make_meetings();
     void clean_up();

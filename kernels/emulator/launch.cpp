@@ -7,6 +7,7 @@
 #include <random>
 #include <thread>
 
+#include "emulator/faults.h"
 #include "emulator/sanitizer.h"
 #include "emulator/stock.h"
 
@@ -57,7 +58,9 @@ class Run {
 
     // One worker: takes blocks until there are none or one has failed.
     void work() {
+        release(&start_token);  // what the making of this OS thread wrote comes before its blocks
         Unseen unseen;
+        FaultHandler handler;
         Block block(launch_, limits_, options_.order, options_.seed);
         for (uint64_t i; !failed_ && (i = next_++) < numbers_.size();) {
             const uint64_t n = numbers_[i], x = launch_.grid.x, y = launch_.grid.y;

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels.library import ORDERS, Library, emulated, emulated_kernels
+from tests.kernels.library import ORDERS, SANITIZE, Library, emulated, emulated_kernels
 
 
 @pytest.fixture(scope="session", params=[32, 64], ids=["wave32", "wave64"])
@@ -15,7 +15,7 @@ def warp_size(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-@pytest.fixture(params=list(ORDERS))
+@pytest.fixture(params=["random"] if SANITIZE else list(ORDERS))
 def order(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
