@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_KEPT = 9  # latest times per number of rows; their median counts, so that a busy moment changes nothing
-_FRESH = 8  # observations after which the curve is drawn anew
-_SLOPE = 0.15  # until it is measured, one row more costs this much of the shortest step
+_UNITS, _SLOPES = 9, 31  # latest measurements whose median counts, so that a busy moment changes little
+_SLOPE, _SURE = 0.15, 5  # until it is measured, a row more costs this much of a step of one row; counts so many times
+_STEEPEST = 1.0
 _HIGHEST = 0.98  # a guess is never sure
 _PRIOR_WEIGHT = 2.0  # the prior counts like so many trials
 _MEMORY = 0.95  # what a trial counts after another one
@@ -25,40 +25,40 @@ _MARGIN = 1.03  # tokens per second must go up by this factor, else times are to
 
 
 class StepCosts:
-    """Seconds of a step by its number of rows, learned from the steps that ran."""
+    """Seconds of a step by its number of rows: a straight line, which is what steps of few rows are near to.
+
+    Its slope comes from steps that follow each other, so that a machine that is slower for a while does not bend it.
+    """
 
     def __init__(self) -> None:
-        self._times: dict[int, deque[float]] = {}
-        self._curve = np.empty(0)
-        self._news = 0
+        self._slopes = deque([_SLOPE] * _SURE, maxlen=_SLOPES)  # of the line, as a share of a step of one row
+        self._units: deque[float] = deque(maxlen=_UNITS)  # seconds of a step of one row
+        self._last = (0, 0.0)
 
     @property
     def known(self) -> bool:
         """Something was measured."""
-        return bool(self._times)
+        return bool(self._units)
 
     def observe(self, rows: int, seconds: float) -> None:
         """A step of so many rows took so long."""
-        times = self._times.setdefault(rows, deque(maxlen=_KEPT))
-        self._news += _FRESH if not times else 1
-        times.append(seconds)
+        before, self._last = self._last, (rows, seconds)
+        if before[0] not in (0, rows):
+            self._slopes.append(_slope(*sorted((before, self._last))))
+        self._units.append(seconds / (1.0 + median(self._slopes) * (rows - 1)))
 
     def curve(self, most: int) -> Floats:
-        """(most + 1,) seconds by number of rows, never falling; in steps' own units before anything was measured."""
-        if self._news >= _FRESH or len(self._curve) <= most:
-            self._news, self._curve = 0, self._draw(max(most, len(self._curve) - 1))
-        return self._curve[: most + 1]
+        """(most + 1,) seconds by number of rows; before anything was measured, a step of one row takes 1."""
+        unit = median(self._units) if self._units else 1.0
+        seconds: Floats = np.arange(-1.0, most) * (unit * median(self._slopes)) + unit
+        return seconds
 
-    def _draw(self, most: int) -> Floats:
-        known = sorted(rows for rows in self._times if rows <= most)
-        values = np.maximum.accumulate([median(self._times[rows]) for rows in known]) if known else np.ones(1)
-        rows = np.arange(most + 1)
-        slope = _SLOPE * values[0]
-        if len(known) > 1 and values[-1] > values[0]:
-            slope = (values[-1] - values[0]) / (known[-1] - known[0])
-        last = known[-1] if known else 1
-        between: Floats = np.interp(rows, known or [1], values) + slope * np.maximum(rows - last, 0)
-        return between
+
+def _slope(fewer: tuple[int, float], more: tuple[int, float]) -> float:
+    """What a row adds, as a share of a step of one row, from two steps (rows, seconds)."""
+    ratio = more[1] / fewer[1]
+    below = (more[0] - 1) - ratio * (fewer[0] - 1)
+    return min(max((ratio - 1.0) / below, 0.0), _STEEPEST) if below > 0 else _STEEPEST
 
 
 class Rate:
