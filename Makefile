@@ -3,15 +3,17 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL ?= default
+DEVICE ?= cuda
+OUT ?= build/gpu-check
 RUN := .venv/bin/python
 SOURCES := exllama conversion exllama_ext tests examples benchmarks docs bootstrap.py setup.py
 NATIVE := $(shell find kernels exllama_ext tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: help setup build test lint fmt chat bench docs clean environment environment-dev
+.PHONY: help setup build test lint fmt chat bench docs gpu-check clean environment environment-dev
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make chat | test | bench | setup | build | lint | fmt | docs | clean     (see CONTRIBUTING.md)"
+	@echo "make chat | test | bench | setup | build | lint | fmt | docs | gpu-check | clean     (see CONTRIBUTING.md)"
 
 environment environment-dev:
 	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) is not on PATH: install Python 3.10 to 3.13 or name one with make PYTHON=..." >&2; exit 1; }
@@ -38,6 +40,11 @@ lint: environment-dev
 fmt: environment-dev
 	@$(RUN) -m ruff check --fix $(SOURCES)
 	@.venv/bin/clang-format -i $(NATIVE)
+
+# On a machine with a GPU and without a network: builds, tests and measures with the Python that is there.
+gpu-check:
+	@PYTHONPATH=. $(if $(wildcard .venv/bin/python),.venv/bin/python,"$(PYTHON)") -m benchmarks.gpu_check \
+		--device "$(DEVICE)" --out "$(OUT)" $(if $(PART),--part "$(PART)")
 
 docs: environment-dev
 	@$(RUN) -m docs.generate

@@ -28,6 +28,11 @@ def cpu_isa() -> str | None:
     return text or None
 
 
+def emu_devices() -> str:
+    """`EXLLAMA_EMU_DEVICES`: the emulated GPUs emu:0, emu:1, ..., as in 2x512MiB or 512MiB,1GiB; default 1x1GiB."""
+    return os.environ.get("EXLLAMA_EMU_DEVICES", "").strip() or "1x1GiB"
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a child process: this one's, with changes."""
     return {**os.environ, **changes}

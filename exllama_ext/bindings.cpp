@@ -14,6 +14,7 @@
 #include "cpu/plan.h"
 #include "cpu/sampling.h"
 #include "cpu/team.h"
+#include "gpu/bindings.h"
 
 namespace py = pybind11;
 using namespace exl::cpu;
@@ -342,7 +343,7 @@ py::list sample_rows(const std::string& level, const Floats& logits, const Doubl
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "CPU kernels of exllama";
+    m.doc() = "CPU kernels of exllama, and the door to its GPU libraries";
     m.def("levels", available_levels);
     m.def("best_level", [] { return std::string(best_level()); });
     m.def("bf16_activations", [](const std::string& level) { return kernels_of(level).bf16_activations != 0; });
@@ -390,4 +391,5 @@ PYBIND11_MODULE(_C, m) {
         .def("rope_and_store", &BoundPlan::rope_and_store)
         .def("attention", &BoundPlan::attention)
         .def("run", &BoundPlan::run);
+    exl::gpu::bind(m);
 }

@@ -11,6 +11,7 @@ emu: the GPU kernels for the CPU emulator (emulator_build.py). Nothing here know
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import platform
 import shutil
 import sys
@@ -45,6 +46,9 @@ LEVELS: dict[str, list[str]] = {
 }
 PLAIN_SOURCES = ["team.cpp", "memory.cpp", "pack.cpp", "plan.cpp", "dispatch.cpp", "limits.cpp", "sampling.cpp"]
 
+# The GPU half of the module, in exllama_ext/gpu: it opens the GPU libraries at run time.
+GPU_SOURCES = ["library.cpp", "plan.cpp", "bindings.cpp"]
+
 
 def levels() -> list[str]:
     """CPU levels that this machine's compiler can build."""
@@ -52,11 +56,17 @@ def levels() -> list[str]:
 
 
 def _pybind11_include() -> str:
+    """Of pybind11, else the copy that torch brings along."""
     try:
         import pybind11
+
+        return str(pybind11.get_include())
     except ImportError as error:
+        torch = importlib.util.find_spec("torch")
+        beside = Path(torch.origin).parent / "include" if torch and torch.origin else ROOT
+        if (beside / "pybind11" / "pybind11.h").exists():
+            return str(beside)
         raise BuildFailed("the Python package pybind11 was not found: pip install pybind11") from error
-    return str(pybind11.get_include())
 
 
 def module_name() -> str:
@@ -96,6 +106,9 @@ def write_ninja(build_dir: Path, target: Path, extra: list[str]) -> None:
     for name in PLAIN_SOURCES:
         add(CPU / name, name.replace(".cpp", ".o"))
     add(ROOT / "exllama_ext" / "bindings.cpp", "bindings.o")
+    for name in GPU_SOURCES:
+        source = ROOT / "exllama_ext" / "gpu" / name
+        add(source, f"gpu_{source.stem}.o", f"-DEXL_HOST -I{ROOT / 'kernels' / 'include'}")
     lines.append(f"build {target}: link {' '.join(objects)}")
     (build_dir / "build.ninja").write_text("\n".join(lines) + "\n")
 

@@ -7,6 +7,7 @@ NVIDIA intermediate code for newer ones. Nothing but the vendor's runtime is lin
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,18 @@ def cuda_flags(archs: Sequence[str]) -> list[str]:
     if not archs:
         flags[-1] = f"-gencode arch=compute_{names[-1]},code=[sm_{names[-1]},compute_{names[-1]}]"
     return flags
+
+
+def cuda_archs_here() -> list[str]:
+    """The architectures of this machine's NVIDIA GPUs as the driver's tool names them; empty if it does not say."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    found = {line.strip().replace(".", "") for line in told.splitlines() if re.fullmatch(r"\s*\d+\.\d\s*", line)}
+    own = {arch.rstrip("af"): arch for arch in CUDA_ARCHS}  # with the letter that unlocks a chip's own instructions
+    return sorted(own.get(number, number) for number in found)
 
 
 def cuda_commands(archs: Sequence[str]) -> tuple[str, str, str]:

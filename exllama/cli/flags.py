@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from exllama.devices.discovery import NO_GPU_BACKEND
+from exllama.devices.discovery import GPUS_BY_NAME
 from exllama.errors import UsageError
 
 DEFAULT_SOURCE = "default"
@@ -19,7 +19,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Model, cache and placement."""
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", metavar="SOURCE", default=DEFAULT_SOURCE, help=SOURCE_HELP)
-    group.add_argument("--device", default="auto", help="auto, cpu or reference (plain torch) (default: %(default)s)")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, a GPU as in cuda:0, hip:0, emu:0 (emulated), or reference (torch) (default: %(default)s)",
+    )
     group.add_argument(
         "--threads", type=positive, metavar="N", help="CPU threads (default: EXLLAMA_THREADS, else every core at hand)"
     )
@@ -58,7 +62,7 @@ def placement_options(args: argparse.Namespace) -> dict[str, Any]:
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """The shared flags as keyword arguments of Model.from_pretrained, which has no placement yet. Raises UsageError."""
     if args.gpu_split is not None or args.gpu_layers:
-        raise UsageError(f"--gpu-split and --gpu-layers cannot be met: {NO_GPU_BACKEND}")
+        raise UsageError(f"--gpu-split and --gpu-layers cannot be met, models are loaded on one device: {GPUS_BY_NAME}")
     return {"device": "cpu" if args.device == "auto" else args.device, "threads": args.threads}
 
 

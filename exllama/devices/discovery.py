@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from exllama.devices.cpu import discover_cpu
 from exllama.devices.device import Device
 
-NO_GPU_BACKEND = "no GPU backend in this build: GPUs are neither looked for nor used, everything runs on the CPU"
+GPUS_BY_NAME = "GPUs are not looked for yet: name one to use it, as in --device cuda:0; all else runs on the CPU"
 
 
 @dataclass(frozen=True)
@@ -24,4 +24,4 @@ class Discovery:
 
 def discover() -> Discovery:
     """Looks at the machine now; free memory is a snapshot."""
-    return Discovery(devices=[discover_cpu()], notes=[NO_GPU_BACKEND])
+    return Discovery(devices=[discover_cpu()], notes=[GPUS_BY_NAME])

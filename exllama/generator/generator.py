@@ -126,7 +126,8 @@ class Generator:
     ) -> Self:
         """Loads a model and makes room for its cache.
 
-        source: a folder, a .gguf file, `hf:org/name[@revision]` or `default`. device: "auto", "cpu" or "reference".
+        source: a folder, a .gguf file, `hf:org/name[@revision]` or `default`. device: "auto" (the CPU), "cpu", a
+        GPU as in "cuda:0", or "reference".
         cache: "fp16", "q8", "q6", "q4" or bits of keys and values as in "8,4". cache_tokens: of all sequences
         together, rounded up to pages of 256; None: one sequence of full length, if memory allows. max_batch_size:
         sequences that run at a time, more wait. chunk_size: rows of a step, at least one per sequence. draft: what

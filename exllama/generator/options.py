@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
+from exllama import ops
 from exllama.cache.storage import CacheLayer, cache_nbytes
 from exllama.devices.cpu import memory
 from exllama.errors import UsageError
@@ -42,12 +43,12 @@ def check_load_options(options: dict[str, Any]) -> None:
 def choose_device(device: str, gpu_split: Sequence[float] | str | None, gpu_layers: int | None) -> str:
     """The device that a model is loaded on. Raises UsageError for wishes that this version cannot fulfil."""
     chosen = "cpu" if device == "auto" else device
-    if chosen not in ("cpu", "reference"):
-        raise UsageError(f"device is {device!r}, expected auto, cpu or reference: this version has no GPU kernels")
+    if chosen not in ("cpu", "reference") and not ops.is_gpu(chosen):
+        raise UsageError(f"device is {device!r}, expected auto, cpu, reference, or a GPU as in cuda:0, hip:0, emu:0")
     if gpu_split is not None:
-        raise UsageError(f"gpu_split is {gpu_split!r}, but device {chosen!r} has no GPUs to split over: leave it out")
+        raise UsageError(f"gpu_split is {gpu_split!r}, but a model is loaded on one device, {chosen!r}: leave it out")
     if gpu_layers:
-        raise UsageError(f"gpu_layers is {gpu_layers!r}, but device {chosen!r} has no GPU: leave it out or set it to 0")
+        raise UsageError(f"gpu_layers is {gpu_layers!r}, but a model is loaded on one device, {chosen!r}: leave it out")
     return chosen
 
 
@@ -63,7 +64,8 @@ def cache_pages(layers: Sequence[CacheLayer], cache: str, cache_tokens: int | No
     if cache_tokens is not None:
         return -(-check_count("cache_tokens", cache_tokens) // PAGE_SIZE)
     wanted = -(-context_length // PAGE_SIZE)
-    _, free = memory()
+    device = layers[0].device if layers else "cpu"
+    free = ops.gpu_free_bytes(device) if ops.is_gpu(device) else memory()[1]
     affordable = free // _MEMORY_SHARE // cache_nbytes(layers, 1, cache) if free else wanted
     pages = max(1, min(wanted, affordable))
     if pages < wanted:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from exllama import reference
 from exllama.errors import DeviceError, UnsupportedModelError
 from exllama.ops.cpu import RESIDUAL_ABOVE, CpuLayerCache, CpuPlan, CpuWeight, Packer
+from exllama.ops.gpu import BACKENDS, GpuLayerCache, GpuPacker, GpuPlan, GpuWeight, gpu_device, gpu_free_bytes, is_gpu
 from exllama.ops.native import cpu_level, default_threads, machine_limits, native
 from exllama.ops.protocol import (
     PAGE_SIZE,
@@ -19,6 +20,7 @@ from exllama.ops.protocol import (
     Projection,
     Rope,
     Weight,
+    WeightPacker,
 )
 from exllama.ops.sampling import SamplingParameters, sample
 
@@ -32,6 +34,7 @@ __all__ = [
     "CpuLayerCache",
     "CpuPlan",
     "CpuWeight",
+    "GpuWeight",
     "LayerCache",
     "Norm",
     "Packer",
@@ -40,8 +43,12 @@ __all__ = [
     "Rope",
     "SamplingParameters",
     "Weight",
+    "WeightPacker",
     "cpu_level",
     "default_threads",
+    "gpu_device",
+    "gpu_free_bytes",
+    "is_gpu",
     "layer_cache",
     "machine_limits",
     "native",
@@ -55,31 +62,36 @@ BLOCK_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "
 DENSE_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
-def pack_blocks(type_name: str, shape: tuple[int, int], device: str = "cpu") -> Packer:
+def pack_blocks(type_name: str, shape: tuple[int, int], device: str = "cpu") -> WeightPacker:
     """GroupAffine from GGUF blocks, codes and scales kept to the bit. shape: (N, K), K a multiple of the block size."""
-    _only_cpu(device)
     if type_name not in BLOCK_TYPES:
         raise UnsupportedModelError(f"no kernel reads {type_name} blocks; there are {', '.join(BLOCK_TYPES)}")
+    if is_gpu(device):
+        return GpuPacker(type_name, shape, False, device)
+    _check_host(device)
     return Packer(type_name, shape, type_name, "")
 
 
-def pack_dense(dtype: str, shape: tuple[int, int], device: str = "cpu") -> Packer:
+def pack_dense(dtype: str, shape: tuple[int, int], device: str = "cpu") -> WeightPacker:
     """Dense from little-endian rows of float32, float16 or bfloat16.
 
     Where the processor multiplies bf16 directly (levels avx512_bf16 and amx), float16 weights are held as bfloat16,
     a rounding of at most 2^-8.
     """
-    _only_cpu(device)
     if dtype not in DENSE_TYPES:
         raise UnsupportedModelError(f"dense weights are float32, float16 or bfloat16, not {dtype}")
+    if is_gpu(device):
+        return GpuPacker(DENSE_TYPES[dtype], shape, True, device)
+    _check_host(device)
     as_bf16 = dtype == "float16" and device == "cpu" and native().bf16_activations(cpu_level())
     return Packer(dtype, shape, DENSE_TYPES[dtype], "bf16" if as_bf16 else "")
 
 
-def _only_cpu(device: str) -> None:
+def _check_host(device: str) -> None:
     if device not in ("cpu", "reference"):
+        kinds = ", ".join(f"'{backend}:0'" for backend in BACKENDS)
         raise DeviceError(
-            f"this build has no kernels for the device {device!r}; there is 'cpu' (and 'reference', slow and exact)"
+            f"the device is {device!r}, expected 'cpu', {kinds} (or another number), or 'reference', slow and exact"
         )
 
 
@@ -87,15 +99,23 @@ def layer_cache(
     device: str, num_pages: int, num_kv_heads: int, head_dim: int, k_bits: int = 16, v_bits: int = 16
 ) -> LayerCache:
     """Pages for one layer. k_bits, v_bits: 16 (fp16) or 2..8; head_dim a multiple of 16, of 32 where quantized."""
-    _only_cpu(device)
+    if is_gpu(device):
+        return GpuLayerCache(device, num_pages, num_kv_heads, head_dim, k_bits, v_bits)
+    _check_host(device)
     if device == "reference":
         return reference.LayerCache(num_pages, num_kv_heads, head_dim, k_bits, v_bits)
     return CpuLayerCache(num_pages, num_kv_heads, head_dim, k_bits, v_bits)
 
 
 def plan(device: str, max_rows: int, threads: int | None = None) -> Plan:
-    """A plan on a device: "cpu" native, "reference" plain torch in float32. threads: None for the default."""
-    _only_cpu(device)
+    """A plan on a device: "cpu" native, "cuda:0" and the like, "reference" plain torch in float32.
+
+    threads: of the CPU, None for the default. Raises DeviceError for a device that is not there, BuildError when its
+    kernels cannot be built.
+    """
+    if is_gpu(device):
+        return GpuPlan(device, max_rows)
+    _check_host(device)
     if device == "reference":
         return reference.ReferencePlan(max_rows, Buffer)
     return CpuPlan(max_rows, threads)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,16 @@ class Weight(Protocol):
     def dequantize(self) -> torch.Tensor:
         """The exact values, (N, K) float32, on the CPU."""
         ...
+
+
+class WeightPacker(Protocol):
+    """Takes a matrix row by row from a file; nothing but the packed result is kept."""
+
+    def add_rows(self, start_row: int, raw: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        """raw: (rows, row_bytes) uint8 as in the file; start_row: a multiple of 16."""
+        ...
+
+    def finish(self) -> Weight: ...
 
 
 @dataclass(frozen=True)

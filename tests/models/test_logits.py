@@ -3,6 +3,7 @@
 Bounds are relative errors (root of the normalised mean square error), about three times what was measured:
   fp32 weights, fp32 cache   1e-5    rounding of float32 alone; only the reference device has such a cache
   fp32 weights, fp16 cache   1e-3    keys and values rounded to 11 bits; as a mean square 1e-6, below the 1e-5 asked for
+  the same on a GPU          4e-3    what runs between kernels is rounded to 11 bits too (measured 0.0013)
   fp16, bf16 weights         2e-2 on the CPU (measured 0.01): the oracle has the rounded weights too, so what remains is
                              the kernel's rounding of activations, and of fp16 weights, to bf16; 1e-5 on the reference
 """
@@ -17,9 +18,18 @@ import torch
 from transformers import PretrainedConfig
 
 from exllama.engine.model import Model
-from tests.models.toys import DEVICES, expected_logits, random_ids, relative_error, save, toy_config, toy_model
+from tests.models.toys import (
+    DEVICES,
+    HALF_BOUND,
+    expected_logits,
+    random_ids,
+    relative_error,
+    save,
+    toy_config,
+    toy_model,
+)
 
-EXACT, HALF_CACHE = 1e-5, 1e-3
+EXACT = 1e-5
 TOKENS = 40
 
 SLIDING = {"sliding_window": 9, "use_sliding_window": True}
@@ -69,7 +79,7 @@ def check(
     opened = Model.from_pretrained(folder, device=device, context=context)
     if device == "reference":
         assert relative_error(opened.logits(ids, cache="fp32"), expected) <= bound
-    assert relative_error(opened.logits(ids), expected) <= max(bound, HALF_CACHE)
+    assert relative_error(opened.logits(ids), expected) <= max(bound, HALF_BOUND[device])
     return opened
 
 
@@ -124,7 +134,7 @@ def test_expanded_weights_compute_in_float32(dtype: torch.dtype, tmp_path: Path)
     save(model, tmp_path, dtype)
     ids = random_ids(TOKENS)
     opened = Model.from_pretrained(tmp_path, device="cpu", expand="float32")
-    assert relative_error(opened.logits(ids), expected_logits(model, ids)) <= HALF_CACHE
+    assert relative_error(opened.logits(ids), expected_logits(model, ids)) <= HALF_BOUND["cpu"]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -137,6 +147,9 @@ def test_prompts_around_page_boundaries(tokens: int, model_type: str, device: st
 
 
 # Twice what was measured for a llama toy. A toy has no redundancy: the errors of trained models are far smaller.
+# How much closer the devices are to each other: on a GPU keys and values are rounded to 11 bits before they are coded,
+# which moves some to the next code, of 8 bits one in eight.
+SAME_CODES = {"cpu": 20, "emu:0": 3}
 CACHES = {"q8": 0.018, "8,6": 0.05, "q6": 0.08, "q4": 0.28, "8,4": 0.17, "16,4": 0.17, "4,16": 0.23, "5,3": 0.35}
 
 
@@ -148,7 +161,9 @@ def test_quantized_caches(kind: str, model_type: str, tmp_path: Path) -> None:
     save(model, tmp_path)
     ids = random_ids(300)
     expected = expected_logits(model, ids)
-    reference, cpu = (Model.from_pretrained(tmp_path, device=device).logits(ids, cache=kind) for device in DEVICES)
-    assert HALF_CACHE < relative_error(reference, expected) <= CACHES[kind]
-    assert relative_error(cpu, expected) <= CACHES[kind]
-    assert relative_error(cpu, reference) <= CACHES[kind] / 20
+    found = {device: Model.from_pretrained(tmp_path, device=device).logits(ids, cache=kind) for device in DEVICES}
+    reference = found.pop("reference")
+    assert HALF_BOUND["reference"] < relative_error(reference, expected) <= CACHES[kind]
+    for device, logits in found.items():
+        assert relative_error(logits, expected) <= CACHES[kind]
+        assert relative_error(logits, reference) <= CACHES[kind] / SAME_CODES[device]

@@ -1,0 +1,237 @@
+"""GPUs, real ones and emulated: weights, cache pages and plans on `cuda:N`, `hip:N` or `emu:N`.
+
+The kernels live in a library with a plain C ABI (kernels/include/exl/runtime.h), opened when a device is first
+asked for. A plan runs as one graph per bucket of rows. The residual stream is float32, what runs between kernels
+float16.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from exllama import settings
+from exllama.errors import BuildError, DeviceError, UnsupportedModelError, UsageError
+from exllama.ops.native import native
+from exllama.ops.protocol import Activation, Buffer, LayerCache, Norm, Projection, Rope, Weight
+
+BACKENDS = ("cuda", "hip", "emu")
+_ACTIVATIONS = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
+
+
+def is_gpu(device: str) -> bool:
+    """Whether a device's name means a GPU, there or not: "cuda", "cuda:1", "emu:0"."""
+    return device.split(":")[0] in BACKENDS
+
+
+@functools.cache
+def gpu_library(backend: str) -> Any:
+    """The library of "cuda", "hip" or "emu". Raises BuildError when it is absent and cannot be built."""
+    from exllama_ext import gpu_library as find
+
+    try:
+        found = native().GpuLibrary(str(find(backend, settings.cache_dir())))
+    except (ImportError, RuntimeError) as error:
+        raise BuildError(f"no {backend} kernels: {error}") from error
+    if backend == "emu":
+        with _typed("EXLLAMA_EMU_DEVICES"):
+            found.emulate(settings.emu_devices())
+    return found
+
+
+@functools.cache
+def gpu_device(name: str) -> Any:
+    """A device by its name, `cuda:0`; without a number the first. Raises DeviceError when there is none."""
+    backend, _, number = name.partition(":")
+    if not (number or "0").isdecimal():
+        raise DeviceError(f"the device is {name!r}, expected {backend}:0, {backend}:1, ...")
+    with _typed(name):
+        count = gpu_library(backend).device_count()
+    if int(number or 0) >= count:
+        raise DeviceError(f"there is no {name}: {count} {backend} device{'s were' if count != 1 else ' was'} found")
+    with _typed(name):
+        return native().GpuDevice(gpu_library(backend), int(number or 0))
+
+
+def gpu_free_bytes(device: str) -> int:
+    """Free memory of a GPU now, other processes counted."""
+    with _typed(device):
+        return int(gpu_device(device).describe()["free_bytes"])
+
+
+@contextmanager
+def _typed(what: str) -> Iterator[None]:
+    """Turns what the library refuses into an error of exllama; `what` names the device or the thing at hand."""
+    try:
+        yield
+    except native().GpuFailure as failure:
+        status, text = failure.args
+        if status in ("bad_shape", "bad_dtype"):
+            raise UnsupportedModelError(f"{what}: {text}") from failure
+        if status in ("bad_argument", "misaligned", "not_permitted"):
+            raise UsageError(f"{what}: {text}") from failure
+        raise DeviceError(f"{what}: {status.replace('_', ' ')}: {text}") from failure
+
+
+class GpuWeight:
+    """A matrix in the layout of its family's kernels (kernels/layouts/group_affine.h, or rows as in the file)."""
+
+    def __init__(self, type_name: str, packed: Any, shape: tuple[int, int], device: str) -> None:
+        self.type, self.packed, self.device = type_name, packed, device
+        self.out_features, self.in_features = shape
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.packed.nbytes)
+
+    def dequantize(self) -> torch.Tensor:
+        """(N, K) float32 on the CPU, as the device's kernels see it: code * scale + offset in float32."""
+        with _typed(self.device):
+            return torch.from_numpy(self.packed.expand())
+
+
+class GpuPacker:
+    """Takes a matrix row by row from a file and leaves it on the device; nothing but the packed result is kept."""
+
+    def __init__(self, type_name: str, shape: tuple[int, int], is_dense: bool, device: str) -> None:
+        self._type, self._shape, self._device = type_name, shape, device
+        with _typed(f"a {type_name} weight of shape {shape} on {device}"):
+            self._packed = native().GpuWeight(gpu_device(device), type_name, *shape, is_dense)
+
+    def add_rows(self, start_row: int, raw: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        """raw: (rows, row_bytes) uint8 as in the file; start_row: a multiple of 16."""
+        try:
+            with _typed(f"rows {start_row}.. of a {self._type} weight of shape {self._shape}"):
+                self._packed.add_rows(start_row, np.ascontiguousarray(raw))
+        except ValueError as error:
+            raise UsageError(f"rows {start_row}.. of a {self._type} weight of shape {self._shape}: {error}") from error
+
+    def finish(self) -> GpuWeight:
+        return GpuWeight(self._type, self._packed, self._shape, self._device)
+
+
+class GpuLayerCache:
+    """Zeroed pages of one layer; see kernels/layouts/kv_page.h for the bytes."""
+
+    def __init__(self, device: str, num_pages: int, num_kv_heads: int, head_dim: int, k_bits: int, v_bits: int) -> None:
+        self.num_kv_heads, self.head_dim, self.device = num_kv_heads, head_dim, device
+        with _typed(f"a cache of {num_pages} pages on {device}"):
+            self.pages = native().GpuCachePages(gpu_device(device), num_pages, num_kv_heads, head_dim, k_bits, v_bits)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.pages.nbytes)
+
+    def copy_page(self, source: int, target: int) -> None:
+        with _typed(self.device):
+            self.pages.copy_page(source, target)
+
+
+class GpuPlan:
+    """The Plan of a GPU: launches over static buffers, one graph per bucket of rows."""
+
+    def __init__(self, device: str, max_rows: int) -> None:
+        self.device, self.max_rows = device, max_rows
+        self.faults: dict[int, int] = {}
+        self._rope_tables: dict[int, tuple[Rope, int]] = {}
+        self._vocab = 0
+        with _typed(device):
+            self._plan = native().GpuPlan(gpu_device(device), max_rows)
+
+    def buffer(self, width: int) -> Buffer:
+        return Buffer(width, self._plan.buffer(width))
+
+    def embed(self, table: Weight, out: Buffer, multiplier: float = 1.0) -> None:
+        with _typed(self.device):
+            self._plan.embed(self._packed(table), out.index, multiplier)
+
+    def linear(
+        self, x: Buffer, projections: Sequence[Projection], norm: Norm | None = None, precise: bool = False
+    ) -> None:
+        """`precise` changes nothing: activations are float16 everywhere."""
+        self._linear(x, projections, norm, 0)
+
+    def gated_linear(
+        self, x: Buffer, gate: Projection, up: Projection, activation: Activation, norm: Norm | None = None
+    ) -> None:
+        self._linear(x, [gate, up], norm, _ACTIVATIONS[activation])
+
+    def _linear(self, x: Buffer, projections: Sequence[Projection], norm: Norm | None, activation: int) -> None:
+        rows = [(self._packed(p.weight), p.out.index, _array(p.bias), p.add) for p in projections]
+        with _typed(self.device):
+            self._plan.linear(x.index, rows, *_norm(norm), activation)
+
+    def rope_and_store(
+        self,
+        q: Buffer,
+        k: Buffer,
+        v: Buffer,
+        cache: LayerCache,
+        rope: Rope | None,
+        q_norm: Norm | None = None,
+        k_norm: Norm | None = None,
+    ) -> None:
+        with _typed(self.device):
+            table = -1 if rope is None else self._rope_table(rope)
+            pages = self._pages(cache)
+            self._plan.rope_and_store(q.index, k.index, v.index, pages, table, *_norm(q_norm), *_norm(k_norm))
+
+    def _rope_table(self, rope: Rope) -> int:
+        """Cosines and sines are computed once a run for all layers that share them."""
+        if id(rope) not in self._rope_tables:
+            inv_freq = rope.inv_freq.to(torch.float32).contiguous().numpy()
+            self._rope_tables[id(rope)] = (rope, self._plan.rope_table(inv_freq, rope.scale))
+        return self._rope_tables[id(rope)][1]
+
+    def attention(
+        self, q: Buffer, out: Buffer, cache: LayerCache, scale: float, window: int | None = None, softcap: float = 0.0
+    ) -> None:
+        with _typed(self.device):
+            self._plan.attention(q.index, out.index, self._pages(cache), scale, window or 0, softcap)
+
+    def logits(self, x: Buffer, head: Weight, norm: Norm | None = None, softcap: float = 0.0) -> None:
+        self._vocab = head.out_features
+        with _typed(self.device):
+            self._plan.logits(x.index, self._packed(head), *_norm(norm), softcap)
+
+    def run(
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        page_table: np.ndarray,
+        logit_rows: np.ndarray,
+    ) -> torch.Tensor:
+        out = np.empty((len(logit_rows), self._vocab), np.float32)
+        try:
+            with _typed(self.device):
+                faults = self._plan.run(token_ids, positions, sequences, page_table, logit_rows, out)
+        except ValueError as error:
+            raise UsageError(f"a batch of {len(token_ids)} rows cannot run: {error}") from error
+        self.faults = dict(faults) if faults else {}
+        return torch.from_numpy(out)
+
+    def _packed(self, weight: Weight) -> Any:
+        if not isinstance(weight, GpuWeight) or weight.device != self.device:
+            place = weight.device if isinstance(weight, GpuWeight) else "the CPU"
+            raise DeviceError(f"a plan of {self.device} needs its weights there, not on {place}")
+        return weight.packed
+
+    def _pages(self, cache: LayerCache) -> Any:
+        if not isinstance(cache, GpuLayerCache) or cache.device != self.device:
+            place = cache.device if isinstance(cache, GpuLayerCache) else "the CPU"
+            raise DeviceError(f"a plan of {self.device} needs its cache there, not on {place}")
+        return cache.pages
+
+
+def _array(vector: torch.Tensor | None) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    return None if vector is None else vector.to(torch.float32).contiguous().numpy()
+
+
+def _norm(norm: Norm | None) -> tuple[np.ndarray[Any, np.dtype[np.float32]] | None, float]:
+    return (None, 0.0) if norm is None else (_array(norm.weight), norm.eps)
