@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     add("--text", metavar="FILE", required=True, help="UTF-8 text to predict")
     add("--context", type=positive, default=512, metavar="N", help="tokens per window (default: 512)")
     add("--tokens", type=positive, metavar="N", help="stop after about N tokens (default: the whole text)")
-    add("--reference", metavar="SOURCE", help="kl: the model to compare with")
+    add("--reference", metavar="SOURCE", help="kl: the model to compare with, with an fp16 cache (default: -m)")
     add("--reference-weights", choices=("float32",), help="kl: expand the weights of the reference (-m unless named)")
     add("--json", metavar="FILE", default="-", help="one JSON object; - is stdout (default)")
     return made
@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     with progress_bars() as progress:
         result = evaluate(args, progress)
-    write_json([{"measure": args.measure, "model": args.model, "context": args.context, **asdict(result)}], args.json)
+    what = {"measure": args.measure, "model": args.model, "cache": args.cache, "context": args.context}
+    write_json([what | asdict(result)], args.json)
     return 0
 
 

@@ -243,6 +243,10 @@ class LayerCache:
         self.k.copy_page(src, dst)
         self.v.copy_page(src, dst)
 
+    def page_parts(self, page: int) -> list[np.ndarray]:
+        """The bytes of a page as flat uint8 views that can be read and written."""
+        return [part[page].view(torch.uint8).flatten().numpy() for store in (self.k, self.v) for part in store.parts]
+
 
 # ---- the plan --------------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,14 @@ def emu_devices() -> str:
     return os.environ.get("EXLLAMA_EMU_DEVICES", "").strip() or "1x1GiB"
 
 
+def debug_pages() -> bool:
+    """`EXLLAMA_DEBUG_PAGES`: 1 fills cache pages that hold nothing any more with NaN, to find who reads them."""
+    text = os.environ.get("EXLLAMA_DEBUG_PAGES", "").strip()
+    if text not in ("", "0", "1"):
+        raise UsageError(f"EXLLAMA_DEBUG_PAGES is {text!r}, expected 0 or 1")
+    return text == "1"
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a child process: this one's, with changes."""
     return {**os.environ, **changes}

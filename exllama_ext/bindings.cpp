@@ -66,13 +66,12 @@ class CachePages {
         std::memmove(cache_.values + target * cache_.value_page_bytes, cache_.values + source * cache_.value_page_bytes,
                      size_t(cache_.value_page_bytes));
     }
-    py::tuple page_bytes(int64_t page) const {
-        check(page);
-        const auto copy = [](const uint8_t* p, int64_t n) {
-            return py::bytes(reinterpret_cast<const char*>(p), size_t(n));
-        };
-        return py::make_tuple(copy(cache_.keys + page * cache_.key_page_bytes, cache_.key_page_bytes),
-                              copy(cache_.values + page * cache_.value_page_bytes, cache_.value_page_bytes));
+    // (pages, bytes of a page) of keys and of values: the memory itself, kept alive by `self`.
+    static py::tuple memory(const py::object& self) {
+        const CachePages& c = self.cast<const CachePages&>();
+        const auto view = [&](uint8_t* p, int64_t n) { return py::array_t<uint8_t>({c.pages_, n}, p, self); };
+        return py::make_tuple(view(c.cache_.keys, c.cache_.key_page_bytes),
+                              view(c.cache_.values, c.cache_.value_page_bytes));
     }
 
  private:
@@ -378,7 +377,7 @@ PYBIND11_MODULE(_C, m) {
         .def(py::init<int64_t, int32_t, int32_t, int32_t, int32_t>())
         .def_property_readonly("nbytes", &CachePages::nbytes)
         .def("copy_page", &CachePages::copy_page)
-        .def("page_bytes", &CachePages::page_bytes);
+        .def("memory", &CachePages::memory);
     py::class_<BoundPlan>(m, "Plan")
         .def(py::init<std::shared_ptr<Team>, const std::string&, int32_t, int32_t>())
         .def("buffer", &BoundPlan::buffer)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from exllama.cache.pages import PagePool
+from exllama.cache.prefix import Prefix, check_images, images_between
 
 MIN_COPIED_TOKENS = 16  # below that, computing the tokens anew costs no more than copying their page
 
@@ -16,11 +17,17 @@ class PageTable:
 
     `tokens` is always the whole sequence so far, (n,) int32; it only ever gets longer. `computed` says how many of its
     first tokens have their keys and values in the pages. `row` (P,) int32 mirrors the pages for the batch.
+
+    salt: sequences with different salts share nothing. adapter: names what else changes keys and values (LoRA).
+    images: (position of its first token, digest of its content) of every image among the tokens.
     """
 
-    def __init__(self, pool: PagePool, salt: bytes = b"") -> None:
+    def __init__(
+        self, pool: PagePool, salt: bytes = b"", adapter: bytes = b"", images: Sequence[tuple[int, bytes]] = ()
+    ) -> None:
         self._pool = pool
-        self._chain = [pool.root(salt)]  # chain[i]: digest of all tokens before page i; grows ahead of the pages
+        self._images = check_images(images)
+        self._chain = [pool.root(salt, adapter)]  # chain[i]: all tokens before page i; grows ahead of the pages
         self._sealed = 0  # pages that are complete and known to the index
         self.pages: list[int] = []
         self.row: np.ndarray | None = None
@@ -37,7 +44,7 @@ class PageTable:
     def cached_pages(self, tokens: np.ndarray) -> tuple[int, int]:
         """How many full pages of `tokens` the pool holds already, and how many of these nobody reads now."""
         found = unread = 0
-        while (page := self._find(found, tokens)) is not None:
+        while (prefix := self._wanted(found, tokens)) is not None and (page := self._pool.find(prefix)) is not None:
             found += 1
             unread += self._pool.references[page] == 0
         return found, unread
@@ -45,11 +52,10 @@ class PageTable:
     def reuse(self, tokens: np.ndarray, computed: int) -> int:
         """Moves on to pages that already hold the next tokens; returns the new `computed`.
 
-        The last token is always left to compute, because its logits are wanted.
+        The last token is always left to compute, because its logits are wanted. Spilled pages come back.
         """
         pool, index = self._pool, computed // self._pool.page_size
-        while (page := self._find(index, tokens)) is not None:
-            pool.share(page)
+        while (page := self._claim(index, tokens)) is not None:
             if index < len(self.pages):
                 pool.release(self.pages[index])
                 self._set(index, page)
@@ -66,8 +72,9 @@ class PageTable:
         computed: a multiple of the page size, equal to `capacity`. copy(source, destination) copies a page.
         """
         pool, size = self._pool, self._pool.page_size
-        wanted = tokens[computed : min(computed + size, len(tokens) - 1)]
-        source, count = pool.find_start(self._digest(computed // size, tokens), wanted)
+        end = min(computed + size, len(tokens) - 1)
+        images = images_between(self._images, computed, end)
+        source, count = pool.find_start(self._prefix(computed // size, tokens), tokens[computed:end], images)
         if count < min(MIN_COPIED_TOKENS, size // 2):
             return computed
         pool.share(source)  # so that it cannot be the page that is taken
@@ -92,9 +99,9 @@ class PageTable:
         """Makes the pages that are complete now known to the index, or switches to equal ones that are."""
         size = self._pool.page_size
         for index in range(self._sealed, computed // size):
-            digest = self._digest(index + 1, tokens)
-            part = tokens[index * size : (index + 1) * size]
-            self._set(index, self._pool.complete(self.pages[index], digest, self._chain[index], part))
+            page = self._pool.complete(self.pages[index], self._prefix(index + 1, tokens))
+            self._set(index, page)
+            self._chain[index + 1] = self._known(page, self._chain[index + 1])
             self._sealed = index + 1
 
     def release(self, tokens: np.ndarray, computed: int) -> None:
@@ -104,7 +111,8 @@ class PageTable:
             self._pool.release(self.pages.pop())
         if len(self.pages) > full:
             if full * size < computed:
-                self._pool.leave(self.pages.pop(), self._chain[full], tokens[full * size : computed])
+                images = images_between(self._images, full * size, computed)
+                self._pool.leave(self.pages.pop(), self._chain[full], tokens[full * size : computed], images)
             else:
                 self._pool.release(self.pages.pop())
         while self.pages:
@@ -121,20 +129,35 @@ class PageTable:
         self._sealed = 0
         self.row = None
 
-    def _digest(self, index: int, tokens: np.ndarray) -> bytes:
-        """The digest of all tokens before page `index`."""
+    def _prefix(self, index: int, tokens: np.ndarray) -> Prefix:
+        """All tokens before page `index`."""
         size = self._pool.page_size
         while len(self._chain) <= index:
-            i = len(self._chain) - 1
-            self._chain.append(self._pool.digest(self._chain[i], tokens[i * size : (i + 1) * size]))
+            begin = (len(self._chain) - 1) * size
+            images = images_between(self._images, begin, begin + size)
+            self._chain.append(self._pool.child(self._chain[-1], tokens[begin : begin + size], images))
         return self._chain[index]
 
-    def _find(self, index: int, tokens: np.ndarray) -> int | None:
-        size = self._pool.page_size
-        if (index + 1) * size >= len(tokens):
+    def _wanted(self, index: int, tokens: np.ndarray) -> Prefix | None:
+        """What page `index` would hold if somebody had computed it; None for a page with the last token."""
+        return self._prefix(index + 1, tokens) if (index + 1) * self._pool.page_size < len(tokens) else None
+
+    def _claim(self, index: int, tokens: np.ndarray) -> int | None:
+        """The page that holds the tokens of page `index`, with one more reader; None if there is none."""
+        prefix = self._wanted(index, tokens)
+        if prefix is None:
             return None
-        digest = self._digest(index + 1, tokens)
-        return self._pool.find(digest, self._chain[index], tokens[index * size : (index + 1) * size])
+        page = self._pool.find(prefix)
+        if page is None:
+            return self._pool.restore(prefix)
+        self._pool.share(page)
+        self._chain[index + 1] = self._known(page, prefix)
+        return page
+
+    def _known(self, page: int, prefix: Prefix) -> Prefix:
+        """The object that the index has for an equal prefix: comparing chains ends where they are one object."""
+        entry = self._pool.entry(page)
+        return entry if entry is not None and entry.digest == prefix.digest else prefix
 
     def _append(self, page: int) -> None:
         self.pages.append(page)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from exllama import ops
 from exllama.errors import UsageError
 
-_NAMES = {"fp32": (32, 32), "fp16": (16, 16), "q8": (8, 8), "q6": (6, 6), "q4": (4, 4)}
+_NAMES = {"fp32": (32, 32), "fp16": (16, 16)} | {f"q{bits}": (bits, bits) for bits in range(2, 9)}
+_PAIR = re.compile(r"k?(?P<k>[2-8]|16)\s*[,v]\s*(?P<v>[2-8]|16)", re.ASCII)
 _GROUP = 32  # features that share one fp16 scale
 _log = logging.getLogger(__name__)
+
+Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,10 @@ class CacheLayer:
 class KVCache:
     """Pages of 256 tokens for all layers of a model. What page holds what is the affair of cache/pages.py.
 
-    kind: "fp16", "q8", "q6" (6 bits for both; exllamav2 calls "8,4" so), "q4", or "k,v" with 2 to 8 bits or 16 each;
-    "fp32" on the reference device alone. Raises UsageError for a kind that the model's head_dim or device cannot have.
+    kind: "fp16", "q8", "q6" (6 bits for both; exllamav2 calls "8,4" so), "q4", ... "q2", or the bits of keys and values
+    apart, 2 to 8 or 16 each, as in "k8v4" or "8,4"; "fp32" on the reference device alone.
+
+    Raises UsageError for a kind that the model's head_dim or device cannot have.
     """
 
     def __init__(self, layers: Sequence[CacheLayer], num_pages: int, kind: str = "fp16") -> None:
@@ -63,17 +73,47 @@ class KVCache:
         for layer in self.layers:
             layer.copy_page(src, dst)
 
+    @property
+    def page_nbytes(self) -> int:
+        """Bytes of one page in all layers."""
+        return self.nbytes // self.num_pages
+
+    def read_page(self, page: int) -> Bytes:
+        """A copy of what all layers hold in a page, (page_nbytes,) uint8. Means something to this cache kind alone."""
+        return np.concatenate([part for layer in self.layers for part in layer.page_parts(page)])
+
+    def write_page(self, page: int, data: Bytes) -> None:
+        """Gives a page the bytes that read_page returned, here or in a cache of the same layers and kind."""
+        begin = 0
+        for layer in self.layers:
+            for part in layer.page_parts(page):
+                part[:] = data[begin : begin + part.nbytes]
+                begin += part.nbytes
+        assert begin == data.nbytes, "the bytes of a page are of another cache"
+
+    def poison_page(self, page: int) -> None:
+        """Fills a page with NaN: every float and every scale that is read from it is one."""
+        for layer in self.layers:
+            for part in layer.page_parts(page):
+                part.fill(0xFF)
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """What read_page's bytes depend on, apart from the model: plain values, to be compared."""
+        layers = [[layer.num_kv_heads, layer.head_dim, type(layer).__name__] for layer in self.layers]
+        return {"k_bits": self.k_bits, "v_bits": self.v_bits, "page_size": ops.PAGE_SIZE, "layers": layers}
+
 
 def parse_kind(kind: str) -> tuple[int, int]:
     """The bits of K and V that a name means; upper case is accepted too."""
     text = kind.strip().lower()
     if text in _NAMES:
         return _NAMES[text]
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 2 or not all(part in ("2", "3", "4", "5", "6", "7", "8", "16") for part in parts):
-        expected = "fp16, q8, q6, q4, or bits of keys and values as in 8,4 (2 to 8 or 16 each)"
+    pair = _PAIR.fullmatch(text)
+    if pair is None or text.startswith("k") != ("v" in text):
+        expected = "fp16, q8, q6, q4 (q2 to q8), or bits of keys and values as in k8v4 or 8,4 (2 to 8 or 16 each)"
         raise UsageError(f"the cache kind is {kind!r}, expected {expected}")
-    return int(parts[0]), int(parts[1])
+    return int(pair["k"]), int(pair["v"])
 
 
 def cache_nbytes(layers: Sequence[CacheLayer], num_pages: int, kind: str = "fp16") -> int:

@@ -29,10 +29,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cache", default="fp16", metavar="KIND",
-        help="fp16, q8, q6, q4, or bits of keys and values as in 8,4 (default: %(default)s)",
+        help="fp16, q8, q6, q4, or bits of keys and values as in k8v4 (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--cache-tokens", type=positive, metavar="N", help="tokens that the cache holds (default: the model's context)"
+    )
+    group.add_argument(
+        "--cache-spill", metavar="FOLDER", help="keep the pages that the cache forgets, also for the next start"
     )
     group.add_argument("--gpu-split", metavar="GB,GB", help="gigabytes per GPU, or auto; needs a GPU backend")
     group.add_argument("--gpu-layers", type=int, metavar="N", help="layers on GPUs; needs a GPU backend")
@@ -52,6 +55,8 @@ def placement_options(args: argparse.Namespace) -> dict[str, Any]:
     options = {"device": args.device, "cache": args.cache, "threads": args.threads}
     if args.cache_tokens is not None:
         options["cache_tokens"] = args.cache_tokens
+    if args.cache_spill is not None:
+        options["cache_spill"] = args.cache_spill
     if args.gpu_layers is not None:
         options["gpu_layers"] = args.gpu_layers
     if args.gpu_split is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from exllama.architectures.common.config import ConfigReader
 from exllama.architectures.common.decoder import DecoderConfig
 from exllama.cache.storage import CacheLayer, KVCache
 from exllama.engine.batch import Batch, Ints
+from exllama.engine.fingerprint import fingerprint
 from exllama.engine.runner import Runner
 from exllama.engine.weights import CheckpointWeights, has_own_head
 from exllama.errors import ContextError, UsageError, cache_fault
@@ -47,6 +49,7 @@ class Model:
         self.config, self.modules, self.device, self.threads = config, modules, device, threads
         self.context_length = context_length
         self._checkpoint = checkpoint
+        self._reading: tuple[object, ...] = (device, context_length)
         self._tokenizer: Tokenizer | None = None
         self._logits_runner: Runner | None = None
 
@@ -86,7 +89,9 @@ class Model:
         except BaseException:
             checkpoint.close()
             raise
-        return cls(checkpoint, config, modules, device, context_length, threads)
+        made = cls(checkpoint, config, modules, device, context_length, threads)
+        made._reading += (expand,)
+        return made
 
     @property
     def vocab_size(self) -> int:
@@ -109,6 +114,11 @@ class Model:
         if self._tokenizer is None:
             self._tokenizer = self._checkpoint.load_tokenizer()
         return self._tokenizer
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits that say which weights these are and how they are read (engine/fingerprint.py)."""
+        return fingerprint(self._checkpoint, *self._reading)
 
     @property
     def cache_layers(self) -> list[CacheLayer]:

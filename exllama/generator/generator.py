@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from exllama.cache.chain_file import load_chain, save_chain
 from exllama.cache.page_table import PageTable
 from exllama.cache.pages import PagePool
+from exllama.cache.spill import Spill
 from exllama.cache.storage import KVCache
 from exllama.engine.batch import Batch
+from exllama.engine.fingerprint import pages_header
 from exllama.engine.model import Model
 from exllama.engine.runner import Runner
 from exllama.errors import ContextError, UsageError
@@ -49,7 +52,14 @@ class Pages(Protocol):
 
     num_pages: int
 
+    @property
+    def page_nbytes(self) -> int: ...
+    @property
+    def geometry(self) -> dict[str, Any]: ...
     def copy_page(self, src: int, dst: int) -> None: ...
+    def read_page(self, page: int) -> NDArray[np.uint8]: ...
+    def write_page(self, page: int, data: NDArray[np.uint8]) -> None: ...
+    def poison_page(self, page: int) -> None: ...
 
 
 class BatchRunner(Protocol):
@@ -74,6 +84,8 @@ class LanguageModel(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def tokenizer(self) -> Tokenizer: ...
+    @property
+    def fingerprint(self) -> str: ...
     def close(self) -> None: ...
 
 
@@ -87,17 +99,19 @@ class Generator:
     """
 
     def __init__(
-        self, model: LanguageModel, runner: BatchRunner, max_queue: int = MAX_QUEUE, drafter: Drafter | None = None
+        self, model: LanguageModel, runner: BatchRunner, max_queue: int = MAX_QUEUE, drafter: Drafter | None = None,
+        spill: Spill | None = None,
     ) -> None:
         """model: closed with the generator. runner: its batches and its cache set the limits.
 
         max_queue: jobs that may wait for a place in the batch. drafter: guesses tokens; closed with the generator.
+        spill: keeps the pages that the cache forgets.
         """
         pages = runner.cache.num_pages
         self.model, self.tokenizer, self._runner = model, model.tokenizer, runner
         self.cache_tokens = pages * PAGE_SIZE
         self.context_length = min(model.context_length, self.cache_tokens)  # of one sequence, answer included
-        self._pool = PagePool(pages)
+        self._pool = PagePool(pages, spill=spill)
         self._speculation = Speculation(drafter) if drafter else None
         self._scheduler = Scheduler(
             self._pool, runner.max_sequences, runner.max_rows, self.context_length, runner.cache.copy_page, max_queue,
@@ -146,8 +160,10 @@ class Generator:
         )
         try:
             pages = options.cache_pages(model.cache_layers, cache, cache_tokens, model.context_length)
-            runner = Runner(model, KVCache(model.cache_layers, pages, cache), rows, max_batch_size)
-            return cls(model, runner, queue, make_drafter(draft, model, runner, more.get("progress")))
+            store = KVCache(model.cache_layers, pages, cache)
+            runner = Runner(model, store, rows, max_batch_size)
+            drafter = make_drafter(draft, model, runner, more.get("progress"))
+            return cls(model, runner, queue, drafter, options.make_spill(model, store, more))
         except BaseException:
             model.close()
             raise
@@ -254,6 +270,22 @@ class Generator:
         with self._lock:
             self._scheduler.check_integrity()
 
+    def save_pages(self, path: str | Path, prompt: Prompt, salt: bytes = b"") -> int:
+        """Writes the cached pages that a job with this prompt would find to a file; returns the tokens in them.
+
+        Whole pages only, so up to 255 tokens are left to be computed. Raises SourceError.
+        """
+        with self._lock:
+            header, start = pages_header(self.model, self._runner.cache), self._pool.root(salt)
+            return save_chain(Path(path), header, self._pool, self._runner.cache, start, self._token_ids(prompt))
+
+    def load_pages(self, path: str | Path, salt: bytes = b"") -> int:
+        """Makes the pages of a file findable again; returns the tokens in them. Raises SourceError and FormatError."""
+        with self._lock:
+            self._check_open()
+            header, start = pages_header(self.model, self._runner.cache), self._pool.root(salt)
+            return load_chain(Path(path), header, self._pool, self._runner.cache, start)
+
     def close(self) -> None:
         """Cancels all jobs and gives memory back. Harmless when called twice."""
         with self._lock:
@@ -261,6 +293,7 @@ class Generator:
                 self.cancel(job)
             if not self._closed:
                 self._closed = True
+                self._pool.close()
                 self.model.close()
                 if self._speculation:
                     self._speculation.close()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from exllama import ops
-from exllama.cache.storage import CacheLayer, cache_nbytes
+from exllama import ops, settings
+from exllama.cache.disk import DiskTier
+from exllama.cache.spill import MemoryTier, Spill, Tier
+from exllama.cache.storage import CacheLayer, KVCache, cache_nbytes
 from exllama.devices.cpu import memory
+from exllama.engine.fingerprint import pages_header
+from exllama.engine.model import Model
 from exllama.errors import UsageError
 from exllama.loader.progress import Progress
 from exllama.ops import PAGE_SIZE
 
+_SPILL_BYTES = 8 << 30
 _MEMORY_SHARE = 4  # a cache of unstated size takes at most 1 / _MEMORY_SHARE of the memory that is free
 _log = logging.getLogger(__name__)
 
@@ -23,8 +29,15 @@ class LoadOptions(TypedDict, total=False):
     context: the longest sequence, None for what the model's configuration says. max_queue: jobs that may wait.
     exact: results do not depend on the batch (DESIGN section 7); the kernels of CPUs always keep that, so False changes
     nothing there. expand: "float32" replaces weights by their exact values. progress: called while loading.
+
+    Pages that the cache forgets go to the memory of the host (cache_host_bytes of it, of use where the cache is on an
+    accelerator) and to the folder cache_spill (at most cache_spill_bytes, default 8 GiB), where the next process
+    finds them.
     """
 
+    cache_host_bytes: int | None
+    cache_spill: str | Path | None
+    cache_spill_bytes: int | None
     context: int | None
     max_queue: int
     exact: bool
@@ -75,3 +88,19 @@ def cache_pages(layers: Sequence[CacheLayer], cache: str, cache_tokens: int | No
             pages * PAGE_SIZE, context_length, free >> 20,
         )  # fmt: skip
     return pages
+
+
+def make_spill(model: Model, cache: KVCache, more: LoadOptions) -> Spill | None:
+    """What becomes of pages that the cache forgets; None when nothing does. Raises UsageError and SourceError."""
+    folder, host_bytes, poison = more.get("cache_spill"), more.get("cache_host_bytes"), settings.debug_pages()
+    if folder is None and more.get("cache_spill_bytes") is not None:
+        raise UsageError("cache_spill_bytes limits the folder cache_spill: name one")
+    tier: Tier | None = None
+    if folder is not None:
+        max_bytes = check_count("cache_spill_bytes", more.get("cache_spill_bytes") or _SPILL_BYTES, 1 << 60)
+        tier = DiskTier(Path(folder).expanduser(), max_bytes, pages_header(model, cache), cache.page_nbytes)
+    if host_bytes is not None:
+        tier = MemoryTier(check_count("cache_host_bytes", host_bytes, 1 << 60), tier)
+    if tier is None and not poison:
+        return None
+    return Spill(cache, tier, poison)

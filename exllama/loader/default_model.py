@@ -14,8 +14,8 @@ from pathlib import Path
 
 from exllama import settings
 from exllama.errors import SourceError
-from exllama.loader.lock import exclusive
 from exllama.loader.progress import Progress
+from exllama.lock import exclusive
 
 _CHUNK = 1 << 20
 _SPACE_FACTOR = 2.2  # the package and the file in it exist side by side for a moment

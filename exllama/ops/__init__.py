@@ -9,7 +9,7 @@ from exllama import reference
 from exllama.errors import DeviceError, UnsupportedModelError
 from exllama.ops.cpu import RESIDUAL_ABOVE, CpuLayerCache, CpuPlan, CpuWeight, Packer
 from exllama.ops.gpu import BACKENDS, GpuLayerCache, GpuPacker, GpuPlan, GpuWeight, gpu_device, gpu_free_bytes, is_gpu
-from exllama.ops.native import cpu_level, default_threads, machine_limits, native
+from exllama.ops.native import cpu_level, default_threads, machine_limits, native, numerics
 from exllama.ops.protocol import (
     PAGE_SIZE,
     Activation,
@@ -52,6 +52,7 @@ __all__ = [
     "layer_cache",
     "machine_limits",
     "native",
+    "numerics",
     "pack_blocks",
     "pack_dense",
     "plan",

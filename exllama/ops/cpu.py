@@ -70,6 +70,9 @@ class CpuLayerCache:
     def copy_page(self, source: int, target: int) -> None:
         self.pages.copy_page(source, target)
 
+    def page_parts(self, page: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+        return [part[page] for part in self.pages.memory()]
+
 
 # Activations are int8 per 32 columns. A row that this rounds worse than usual (Gaussian rows: 2.2e-5, squared and
 # relative) is one of the few with huge outliers; it gets a second int8 row for the error. See docs/benchmarks.md.

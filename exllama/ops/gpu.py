@@ -131,6 +131,13 @@ class GpuLayerCache:
         with _typed(self.device):
             self.pages.copy_page(source, target)
 
+    def page_parts(self, page: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+        """Refused: these bytes are not in the memory of the host."""
+        raise DeviceError(
+            f"pages of a cache on {self.device} cannot be read or written from the host in this version: leave out "
+            "cache_spill, cache_host_bytes, EXLLAMA_DEBUG_PAGES, save_pages and load_pages"
+        )
+
 
 class GpuPlan:
     """The Plan of a GPU: launches over static buffers, one graph per bucket of rows."""

@@ -95,6 +95,10 @@ class LayerCache(Protocol):
         """Copies keys and values of one page."""
         ...
 
+    def page_parts(self, page: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+        """The bytes of a page as flat uint8 views that can be read and written; the same sizes for every page."""
+        ...
+
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 

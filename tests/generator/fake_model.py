@@ -7,15 +7,19 @@ page, a stale slot or in a wrong order gets wrong logits, and `logits_of` says w
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 
+from exllama.cache.spill import Spill, Tier
 from exllama.engine.batch import Batch
 from exllama.generator import Generator
 from exllama.generator.drafting.drafter import Drafter
 from exllama.ops import PAGE_SIZE
 
 MASK = 2**64 - 1
+POISON = 2**64 - 1  # is in no slot that was written
 VOCAB = 128  # ASCII
 EOS = (0, 1, 2)
 
@@ -60,6 +64,18 @@ class FakeCache:
         self.states[dst] = self.states[src]
         self.copies += 1
 
+    page_nbytes = PAGE_SIZE * 8
+    geometry: ClassVar[dict[str, int]] = {"page_size": PAGE_SIZE}
+
+    def read_page(self, page: int) -> np.ndarray:
+        return self.states[page].view(np.uint8).copy()
+
+    def write_page(self, page: int, data: np.ndarray) -> None:
+        self.states[page] = data.view(np.uint64)
+
+    def poison_page(self, page: int) -> None:
+        self.states[page] = POISON
+
 
 class FakeRunner:
     """Counts what it is asked to do; logits of the token `poison` are NaN, keys of `unstorable` a fault."""
@@ -91,7 +107,9 @@ class FakeRunner:
         return torch.from_numpy(np.stack(logits) if logits else np.empty((0, VOCAB), np.float32))
 
     def _state(self, pages: np.ndarray, position: int) -> int:
-        return int(self.cache.states[pages[position // PAGE_SIZE], position % PAGE_SIZE])
+        state = int(self.cache.states[pages[position // PAGE_SIZE], position % PAGE_SIZE])
+        assert state != POISON, "a page that holds nothing was read"
+        return state
 
     def _logits(self, batch: Batch, row: int) -> np.ndarray:
         end = int(batch.positions[row]) + 1
@@ -122,6 +140,7 @@ class FakeModel:
     """Holds what a Generator asks a model for."""
 
     vocab_size = VOCAB
+    fingerprint = "fake"
 
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
@@ -134,8 +153,9 @@ class FakeModel:
 
 def make(
     pages: int = 64, batch: int = 16, rows: int = 512, context: int = 8192, ends: bool = False,
-    drafter: Drafter | None = None,
+    drafter: Drafter | None = None, tier: Tier | None = None,
 ) -> tuple[Generator, FakeRunner]:
-    """A generator over a fresh fake."""
+    """A generator over a fresh fake, whose pages are poisoned while they hold nothing."""
     runner = FakeRunner(pages, rows, batch, ends)
-    return Generator(FakeModel(context), runner, drafter=drafter), runner  # type: ignore[arg-type]
+    spill = Spill(runner.cache, tier, poison=True)
+    return Generator(FakeModel(context), runner, drafter=drafter, spill=spill), runner  # type: ignore[arg-type]

@@ -6,9 +6,6 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from exllama.cache.page_table import PageTable
 from exllama.cache.pages import PagePool
@@ -61,11 +58,14 @@ def test_salt_separates_equal_tokens() -> None:
     assert PageTable(pool, b"a").reuse(tokens, 0) == 2 * SIZE
 
 
-def test_forged_digest_is_refused() -> None:
-    class Weak(PagePool):
-        def digest(self, parent: bytes, tokens: np.ndarray) -> bytes:
-            return b"always the same!"
+class Weak(PagePool):
+    """Everything has the same digest."""
 
+    def digest(self, parent: bytes, content: bytes) -> bytes:
+        return b"always the same!"
+
+
+def test_forged_digest_is_refused() -> None:
     pool = Weak(8, SIZE)
     a, b = ids(1, 2, 3, 4, 5), ids(6, 7, 8, 9, 10)
     first, second = fill(pool, a), fill(pool, b)
@@ -77,12 +77,100 @@ def test_forged_digest_is_refused() -> None:
     assert PageTable(pool).reuse(a, 0) == SIZE
 
 
-def test_digest_depends_on_key_parent_and_tokens() -> None:
+def test_forged_digest_of_what_comes_before_is_refused() -> None:
+    """The second pages are equal and so are all digests, but the first pages are not."""
+    pool = Weak(16, 32)
+    same = np.arange(100, 140, dtype=np.int32)
+    a, b = (np.concatenate([np.full(32, i, np.int32), same]) for i in (1, 2))
+    first = fill(pool, a)
+    second = PageTable(pool)
+    assert second.reuse(b, 0) == 0
+    assert second.copy_start(b, 0, pytest.fail) == 0
+    first.release(a, len(a))
+    third = PageTable(pool)
+    third.grow(32)
+    third.seal(b, 32)
+    assert third.reuse(b, 32) == 32
+    assert third.copy_start(b, 32, pytest.fail) == 32
+    pool.check_integrity([second.pages, third.pages])
+
+
+def test_forged_digest_of_tenants_is_refused() -> None:
+    pool = Weak(8, SIZE)
+    tokens = ids(1, 2, 3, 4, 5)
+    fill(pool, tokens, b"a").release(tokens, 5)
+    assert PageTable(pool, b"b").reuse(tokens, 0) == 0
+    assert PageTable(pool, b"a", b"adapter").reuse(tokens, 0) == 0
+    assert PageTable(pool, b"a").reuse(tokens, 0) == SIZE
+
+
+def test_digest_depends_on_key_parent_and_content() -> None:
     pool, other = PagePool(2, SIZE), PagePool(2, SIZE)
     root, tokens = pool.root(b""), ids(1, 2, 3, 4)
-    digests = {pool.digest(root, tokens), other.digest(root, tokens), pool.digest(pool.root(b"x"), tokens)}
-    assert len(digests | {pool.digest(root, ids(1, 2, 3, 5))}) == 4
-    assert all(len(digest) == 16 for digest in digests)
+    image = ((2, b"i" * 16),)
+    prefixes = [
+        pool.child(root, tokens), other.child(other.root(b""), tokens), pool.child(pool.root(b"x"), tokens),
+        pool.child(pool.root(b"", b"x"), tokens), pool.child(root, ids(1, 2, 3, 5)), pool.child(root, tokens, image),
+    ]  # fmt: skip
+    assert len({prefix.digest for prefix in prefixes}) == 6
+    assert all(len(prefix.digest) == 16 for prefix in prefixes)
+    assert prefixes[0].address == prefixes[1].address, "addresses are the same in all processes"
+    assert len({prefix.address for prefix in prefixes}) == 5
+    assert [prefixes[0].same(prefix) for prefix in prefixes] == [True, True, False, False, False, False]
+
+
+def test_salt_and_adapter_do_not_run_together() -> None:
+    pool = PagePool(2, SIZE)
+    assert pool.root(b"ab", b"c").digest != pool.root(b"a", b"bc").digest
+
+
+CAT, DOG = b"c" * 32, b"d" * 32
+
+
+def test_images_separate_equal_placeholders() -> None:
+    pool = PagePool(16, 32)
+    tokens = np.arange(100, dtype=np.int32)
+    cat = PageTable(pool, images=[(40, CAT)])
+    cat.grow(100)
+    cat.seal(tokens, 100)
+    assert PageTable(pool, images=[(40, CAT)]).reuse(tokens, 0) == 96
+    dog = PageTable(pool, images=[(40, DOG)])
+    assert dog.reuse(tokens, 0) == 32, "only what comes before the image is equal"
+    moved = PageTable(pool, images=[(41, CAT)])
+    assert moved.reuse(tokens, 0) == 32
+    assert PageTable(pool).reuse(tokens, 0) == 32
+
+
+def test_a_copied_start_ends_before_another_image() -> None:
+    pool = PagePool(16, 64)
+    tokens = np.arange(60, dtype=np.int32)
+    cat = PageTable(pool, images=[(40, CAT)])
+    cat.grow(60)
+    cat.release(tokens, 60)
+    for images, count in (([(40, CAT)], 59), ([(40, DOG)], 40), ([(20, CAT), (40, CAT)], 20), ([], 40)):
+        table = PageTable(pool, images=images)
+        assert table.copy_start(tokens, 0, lambda source, page: None) == count
+        table.discard()
+
+
+@pytest.mark.parametrize("image", [(-1, CAT), (0, b"short"), (0, b"x" * 65)])
+def test_images_that_cannot_be_are_refused(image: tuple[int, bytes]) -> None:
+    with pytest.raises(UsageError, match="an image at token"):
+        PageTable(PagePool(1), images=[image])
+
+
+def test_pages_that_become_equal_are_one() -> None:
+    """Two sequences generate the same tokens at the same time: the second to fill its page gives it back."""
+    pool = PagePool(8, SIZE)
+    tokens = np.arange(2 * SIZE + 1, dtype=np.int32)
+    tables = [PageTable(pool) for _ in range(3)]
+    for end in range(1, len(tokens) + 1):
+        for table in tables:
+            assert table.grow(end)
+            table.seal(tokens[:end], end)
+        pool.check_integrity(table.pages for table in tables)
+    assert len({tuple(table.pages[:2]) for table in tables}) == 1
+    assert pool.num_free == 8 - 2 - 3
 
 
 def test_least_recently_used_page_goes_first() -> None:
@@ -141,16 +229,6 @@ def test_discarded_pages_are_not_found() -> None:
     assert PageTable(pool).reuse(tokens, 0) == 0
 
 
-def test_broken_bookkeeping_is_noticed() -> None:
-    pool = PagePool(4, SIZE)
-    table = fill(pool, np.arange(SIZE, dtype=np.int32))
-    with pytest.raises(AssertionError, match="reference counts disagree"):
-        pool.check_integrity([])
-    pool.references[table.pages[0]] = 0
-    with pytest.raises(AssertionError, match="lost"):
-        pool.check_integrity()
-
-
 def test_no_pages_is_refused() -> None:
     with pytest.raises(UsageError, match="at least 1"):
         PagePool(0)
@@ -170,70 +248,3 @@ def test_admission_does_not_depend_on_the_size_of_the_pool() -> None:
         table.copy_start(np.append(tokens, tokens), SIZE, lambda a, b: None)
         table.release(tokens, SIZE)
     assert time.perf_counter() - start < 0.5
-
-
-class Pages(RuleBasedStateMachine):
-    """Random life of sequences. contents[page][i] is the history that a real page's slot is computed from."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = PagePool(7, SIZE, key=b"k")
-        self.contents: list[list[object]] = [[None] * SIZE for _ in range(7)]
-        self.live: list[tuple[PageTable, list[int], bytes, int]] = []  # table, tokens, salt, computed
-
-    def copy(self, source: int, destination: int) -> None:
-        self.contents[destination] = list(self.contents[source])
-
-    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=3 * SIZE), salt=st.sampled_from([b"", b"x"]))
-    def start(self, tokens: list[int], salt: bytes) -> None:
-        table, array = PageTable(self.pool, salt), np.array(tokens, np.int32)
-        found, unread = table.cached_pages(array)
-        before = self.pool.num_available
-        computed = table.reuse(array, 0)
-        assert computed == found * SIZE < len(tokens)
-        assert self.pool.num_available == before - unread
-        computed = table.copy_start(array, computed, self.copy)
-        assert computed < len(tokens)
-        self.live.append((table, tokens, salt, computed))
-
-    @precondition(lambda self: self.live)
-    @rule(data=st.data(), more=st.lists(st.integers(0, 1), max_size=5), count=st.integers(0, 9), look=st.booleans())
-    def compute(self, data: st.DataObject, more: list[int], count: int, look: bool) -> None:
-        i = data.draw(st.integers(0, len(self.live) - 1))
-        table, tokens, salt, computed = self.live[i]
-        tokens = tokens + more
-        array = np.array(tokens, np.int32)
-        if look:
-            computed = table.reuse(array, computed)
-        target = min(computed + count, len(tokens))
-        table.grow(target)
-        target = min(target, table.capacity)
-        for position in range(computed, target):
-            page = table.pages[position // SIZE]
-            assert self.pool.references[page] == 1, "a shared page would be written to"
-            self.contents[page][position % SIZE] = (salt, tuple(tokens[: position + 1]))
-        computed = max(computed, target)
-        table.seal(array, computed)
-        self.live[i] = (table, tokens, salt, computed)
-
-    @precondition(lambda self: self.live)
-    @rule(data=st.data(), keep=st.booleans())
-    def end(self, data: st.DataObject, keep: bool) -> None:
-        table, tokens, _, computed = self.live.pop(data.draw(st.integers(0, len(self.live) - 1)))
-        if keep:
-            table.release(np.array(tokens, np.int32), computed)
-        else:
-            table.discard()
-        assert table.pages == []
-
-    @invariant()
-    def pages_hold_what_the_tables_say(self) -> None:
-        self.pool.check_integrity(table.pages for table, *_ in self.live)
-        for table, tokens, salt, computed in self.live:
-            for position in range(computed):
-                held = self.contents[table.pages[position // SIZE]][position % SIZE]
-                assert held == (salt, tuple(tokens[: position + 1]))
-
-
-Pages.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
-TestPages = Pages.TestCase

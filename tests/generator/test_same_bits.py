@@ -18,8 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+from exllama.cache.disk import DiskTier
 from exllama.cache.pages import PagePool
+from exllama.cache.spill import MemoryTier, Spill, Tier
 from exllama.cache.storage import KVCache
+from exllama.engine.fingerprint import pages_header
 from exllama.engine.model import Model
 from exllama.engine.runner import Runner
 from exllama.generator import Finished, Generator, Job, Sampling
@@ -58,21 +61,24 @@ class Named:
 
     def __init__(self, model: Model) -> None:
         self.context_length, self.vocab_size, self.tokenizer = model.context_length, model.vocab_size, Numbers()
+        self.fingerprint = "toy"
 
     def close(self) -> None:
         """The model is shared by tests."""
 
 
 class Bench:
-    """A generator whose logits are kept."""
+    """A generator whose logits are kept. Pages are NaN while they hold nothing: whoever reads one is noticed."""
 
     def __init__(
         self, model: Model, kind: str = "fp16", rows: int = 2048, batch: int = 16, pages: int = 48,
-        drafter: Callable[[Runner], Drafter] | None = None,
+        drafter: Callable[[Runner], Drafter] | None = None, tier: Callable[[KVCache], Tier] | None = None,
     ) -> None:
-        runner = Runner(model, KVCache(model.cache_layers, pages, kind), rows, batch)
+        self.cache = KVCache(model.cache_layers, pages, kind)
+        self.spill = Spill(self.cache, tier(self.cache) if tier else None, poison=True)
+        runner = Runner(model, self.cache, rows, batch)
         drafts = drafter(runner) if drafter else None
-        self.generator = Generator(Named(model), runner, drafter=drafts)  # type: ignore[arg-type]
+        self.generator = Generator(Named(model), runner, drafter=drafts, spill=self.spill)  # type: ignore[arg-type]
         self.logits: dict[Job, list[torch.Tensor]] = {}
         step = self.generator._scheduler._step
         self._draw, step.draw = step.draw, self.record  # type: ignore[method-assign]
@@ -182,6 +188,56 @@ def test_preempted_and_resumed(setup: Setup) -> None:
     bench.generator._scheduler._preempt = lambda s: (preempted.append(s), preempt(s))[1]  # type: ignore[method-assign]
     assert_same(device, bench.run(chosen, new), expected)
     assert preempted
+
+
+def test_spilled_and_reloaded(setup: Setup, tmp_path: Path) -> None:
+    """On five pages, everything that was computed has to leave and to come back; then in another process."""
+    device, model, kind, alone = setup
+    chosen = [0, 3, 4, 15]
+
+    def memory(cache: KVCache) -> Tier:
+        return MemoryTier(64 * cache.page_nbytes)
+
+    def folder(cache: KVCache) -> Tier:
+        return DiskTier(tmp_path / "pages", 1 << 30, pages_header(Named(model), cache), cache.page_nbytes)
+
+    for tier in (memory, folder):
+        bench = Bench(model, kind, batch=2, pages=5, tier=tier)
+        for _ in range(2):
+            assert_same(device, bench.run(chosen), alone)
+        assert bench.spill.loaded >= 3
+        bench.generator.close()
+    bench = Bench(model, kind, batch=2, pages=5, tier=folder)
+    assert_same(device, bench.run(chosen), alone)
+    assert bench.spill.loaded == 4, "one page each"
+    bench.generator.close()
+
+
+def test_saved_and_loaded_pages(setup: Setup, tmp_path: Path) -> None:
+    device, model, kind, alone = setup
+    first, second = Bench(model, kind), Bench(model, kind)
+    first.run([4])
+    assert first.generator.save_pages(tmp_path / "pages", PROMPTS[4]) == 512
+    assert second.generator.load_pages(tmp_path / "pages") == 512
+    assert_same(device, second.run([4]), alone)
+    job = Job(PROMPTS[4], 1)
+    for _ in second.generator.stream(job):
+        pass
+    assert job.finished is not None
+    assert job.finished.cached_tokens == 511
+
+
+def test_a_cleared_page_is_all_nan(setup: Setup) -> None:
+    """Else the tests above would prove little."""
+    _, model, kind, _ = setup
+    bench = Bench(model, kind, pages=2)
+    job = bench.generator.enqueue(Job(PROMPTS[2], 30))
+    bench.generator.step()
+    bench.cache.poison_page(bench.generator._scheduler._running[0].table.pages[0])
+    while bench.generator.active:
+        bench.generator.step()
+    assert job.finished is not None
+    assert job.finished.reason == "error"
 
 
 class Known(Foresight):

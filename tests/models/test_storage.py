@@ -20,13 +20,17 @@ PAIRS = [f"{k},{v}" for k in (2, 3, 4, 5, 6, 7, 8) for v in (2, 3, 4, 5, 6, 7, 8
 @pytest.mark.parametrize(
     ("kind", "bits"),
     [("fp16", (16, 16)), ("FP16", (16, 16)), ("q8", (8, 8)), ("Q6", (6, 6)), ("q4", (4, 4)), ("8,4", (8, 4)),
-     (" 4 , 3 ", (4, 3)), ("16,5", (16, 5))],
+     (" 4 , 3 ", (4, 3)), ("16,5", (16, 5)), ("k8v4", (8, 4)), ("K4V3", (4, 3)), ("k16v2", (16, 2)), ("q5", (5, 5)),
+     ("q2", (2, 2))],
 )  # fmt: skip
 def test_names(kind: str, bits: tuple[int, int]) -> None:
     assert parse_kind(kind) == bits
 
 
-@pytest.mark.parametrize("kind", ["", "q5", "fp8", "4", "4,4,4", "1,4", "9,4", "4,-4", "a,b", "16;16"])
+WRONG = ["", "q1", "q9", "q16", "k4", "v4", "4v4", "k4,4", "k4v1", "k4v9", "fp8", "4", "4,4,4", "1,4", "9,4", "4,-4"]
+
+
+@pytest.mark.parametrize("kind", [*WRONG, "a,b", "16;16"])
 def test_other_names_are_refused_with_the_list(kind: str) -> None:
     with pytest.raises(UsageError, match="fp16, q8, q6, q4"):
         parse_kind(kind)
