@@ -25,6 +25,7 @@ PACKAGES = [
     "exllama.engine",
     "exllama.formats",
     "exllama.generator",
+    "exllama.generator.constraints",
     "exllama.generator.drafting",
     "exllama.generator.sampling",
     "exllama.layers",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from exllama.engine.model import Model
     from exllama.errors import (
         BuildError,
+        ConstraintError,
         ContextError,
         DeviceError,
         ExllamaError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from exllama.generator.async_generator import AsyncGenerator
+    from exllama.generator.constraints import Grammar
     from exllama.generator.events import Event, Finished, Prefill, Started, Text, Times
     from exllama.generator.generator import Generator
     from exllama.generator.job import Job
@@ -40,14 +42,16 @@ if find_spec("torch") is None:
 __version__ = "0.1.0"
 
 __all__ = [
-    "AsyncGenerator", "BuildError", "ContextError", "DeviceError", "Event", "ExllamaError", "Finished", "FormatError",
-    "Generator", "Job", "Model", "NumericsError", "Prefill", "QueueFull", "Sampling", "SourceError", "Started",
-    "TemplateError", "Text", "Times", "Tokenizer", "UnsupportedModelError", "UsageError", "__version__",
+    "AsyncGenerator", "BuildError", "ConstraintError", "ContextError", "DeviceError", "Event", "ExllamaError",
+    "Finished", "FormatError", "Generator", "Grammar", "Job", "Model", "NumericsError", "Prefill", "QueueFull",
+    "Sampling", "SourceError", "Started", "TemplateError", "Text", "Times", "Tokenizer", "UnsupportedModelError",
+    "UsageError", "__version__",
 ]  # fmt: skip
 
 _HOMES = {
     "AsyncGenerator": "exllama.generator.async_generator",
     "Generator": "exllama.generator.generator",
+    "Grammar": "exllama.generator.constraints",
     "Job": "exllama.generator.job",
     "Sampling": "exllama.generator.sampling",
     "Model": "exllama.engine.model",

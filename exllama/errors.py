@@ -76,6 +76,10 @@ def cache_fault(position: int, layer: str) -> NumericsError:
     )
 
 
+class ConstraintError(ExllamaError):
+    """No token can continue an answer as its grammar wants, or finding one takes too long; ends that job alone."""
+
+
 class TemplateError(ExllamaError):
     """A chat template that is malformed, unsafe, too slow or too long in its output."""
 

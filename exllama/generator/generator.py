@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Generator as GeneratorType
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ from exllama.engine.runner import Runner
 from exllama.errors import ContextError, UsageError
 from exllama.generator import options
 from exllama.generator.answer import Answer
+from exllama.generator.constraints import Grammar
+from exllama.generator.constraints.constraint import Constraint
+from exllama.generator.constraints.guidance import GuidanceCompiler
 from exllama.generator.drafting.choose import make_drafter
 from exllama.generator.drafting.drafter import Drafter
 from exllama.generator.drafting.speculation import Speculation
@@ -121,6 +125,8 @@ class Generator:
         self._sequences: dict[Job, Running] = {}  # unfinished jobs
         self._mailboxes: dict[Job, list[Event]] = {}  # of jobs that a call of generate, stream or chat waits for
         self._events: list[Event] = []  # of all others, for step()
+        self._compiling = threading.Lock()
+        self._compiler: GuidanceCompiler | None = None  # made for the first job with a grammar
         self._closed = False
 
     @classmethod
@@ -229,9 +235,11 @@ class Generator:
         """Accepts a job; `step` answers it.
 
         Raises ContextError when the prompt leaves no room for an answer, QueueFull when max_queue jobs wait already,
-        UsageError when it is empty, holds ids that are no tokens, or when the job was enqueued before.
+        UsageError when it is empty, holds ids that are no tokens, when a grammar is wrong, or when the job was enqueued
+        before.
         """
         prompt = self._token_ids(job.prompt)
+        constraint = self._compile(list(job.grammars)) if job.grammars else None
         with self._lock:
             self._check_open()
             if job.answer is not None:
@@ -241,6 +249,7 @@ class Generator:
             stop_ids = frozenset(self.tokenizer.eos_ids).union(stop for stop in job.stop if isinstance(stop, int))
             table = PageTable(self._pool, job.salt)
             sequence = Running(job, prompt, self.context_length, stop_ids, answer, table)
+            sequence.constraint = constraint
             self._scheduler.add(sequence)
             job.answer, self._sequences[job] = answer, sequence
         return job
@@ -294,6 +303,8 @@ class Generator:
             if not self._closed:
                 self._closed = True
                 self._pool.close()
+                if self._compiler:
+                    self._compiler.close()
                 self.model.close()
                 if self._speculation:
                     self._speculation.close()
@@ -355,6 +366,12 @@ class Generator:
                     self.cancel(job)
                 for job in jobs:
                     self._mailboxes.pop(job, None)
+
+    def _compile(self, grammars: list[Grammar]) -> Constraint:
+        with self._compiling:
+            if self._compiler is None:
+                self._compiler = GuidanceCompiler(self.tokenizer, self.model.vocab_size)
+            return self._compiler.compile(grammars)
 
     def _token_ids(self, prompt: Prompt) -> NDArray[np.int32]:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from exllama.errors import UsageError
 from exllama.generator.answer import Answer
+from exllama.generator.constraints import Grammar
 from exllama.generator.events import Finished
 from exllama.generator.sampling import GREEDY, Sampling
 from exllama.generator.sampling.settings import check_range
@@ -27,7 +28,8 @@ class Job:
     share cached pages (tenants). min_new_tokens: before these, no token ends the answer (end tokens cannot be drawn)
     and stop strings are not looked for. priority: higher ones run first and take the place of lower ones; nobody is
     overtaken for ever (scheduler.MAX_SKIPS). deadline: seconds after enqueue at which the answer ends unfinished
-    ("deadline"); among equal priorities the nearest deadline runs first.
+    ("deadline"); among equal priorities the nearest deadline runs first. grammars: the answer follows all of them
+    (a model's end token ends it where they allow an end). banned_strings: texts that never occur in the answer.
     """
 
     prompt: str | Sequence[int]
@@ -39,6 +41,8 @@ class Job:
     min_new_tokens: int = 0
     priority: int = 0
     deadline: float | None = None
+    grammars: Sequence[Grammar] = ()
+    banned_strings: Sequence[str] = ()
     finished: Finished | None = field(default=None, init=False)
     answer: Answer | None = field(default=None, init=False, repr=False)  # the generator's; set by enqueue
 
@@ -56,6 +60,11 @@ class Job:
         if not isinstance(self.salt, bytes):
             raise UsageError(f"salt is {type(self.salt).__name__}, expected bytes")
         self.stop = check_stops(self.stop)
+        self.grammars = (self.grammars,) if isinstance(self.grammars, Grammar) else tuple(self.grammars)
+        if not all(isinstance(grammar, Grammar) for grammar in self.grammars):
+            raise UsageError(f"grammars holds {self.grammars!r}, expected objects of Grammar")
+        if self.banned_strings:
+            self.grammars += (Grammar.without(self.banned_strings),)
 
     @property
     def text(self) -> str:

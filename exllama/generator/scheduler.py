@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from exllama.cache.pages import PagePool
-from exllama.errors import ExllamaError, NumericsError, QueueFull, cache_fault
+from exllama.errors import ConstraintError, ExllamaError, NumericsError, QueueFull, cache_fault
 from exllama.generator.drafting.speculation import Speculation
 from exllama.generator.events import Event, Prefill, Reason, Started, Text
 from exllama.generator.sampling.sampler import NOT_A_TOKEN
@@ -309,6 +309,10 @@ class Scheduler:
     def _accept(self, sequence: Sequence, token: int, now: float) -> bool:
         """What a drawn token means for its sequence; True: it goes on, and the token is its next draft."""
         self._advance(sequence, sequence.num_tokens - sequence.computed)
+        constraint = sequence.constraint
+        if token == NOT_A_TOKEN and constraint is not None and constraint.error:
+            self._end(sequence, "error", now, error=ConstraintError(constraint.error))
+            return False
         if token == NOT_A_TOKEN:
             message = f"the logits at position {sequence.computed - 1} are not finite: this job ends, others go on"
             self._end(sequence, "error", now, error=NumericsError(message))
@@ -319,6 +323,8 @@ class Scheduler:
         if token in sequence.stop_ids and sequence.num_tokens > sequence.endless_until:
             self._finish_text(sequence, "stop_token", now, token)
             return False
+        if constraint is not None:
+            constraint.accept(token)
         answer = sequence.answer
         text, token_ids = answer.add(token)
         if text or token_ids:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from exllama.cache.page_table import PageTable
 from exllama.errors import ExllamaError
 from exllama.generator.answer import Answer
+from exllama.generator.constraints.constraint import Constraint
 from exllama.generator.events import Finished, Reason, Times
 from exllama.generator.job import Job
 
@@ -47,6 +48,7 @@ class Sequence:
         self.computed = 0
         self.num_drafts = self.accepted_drafts = self.rejected_drafts = 0
         self.may_guess = True  # False: the keys of a draft could not be stored, so no more are tried
+        self.constraint: Constraint | None = None  # what the answer may look like
         self.cached_tokens = 0
         self.slot = -1
         self.skipped = 0  # times that one which came later was admitted instead

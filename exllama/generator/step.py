@@ -11,6 +11,7 @@ import torch
 
 from exllama.engine.batch import Batch
 from exllama.engine.rows import BatchRows
+from exllama.generator.constraints.constraint import apply_mask
 from exllama.generator.sampling.rows import SamplingRows
 from exllama.generator.sampling.sampler import sample_rows
 from exllama.generator.sequence import Sequence
@@ -110,5 +111,7 @@ class Step:
         for row, sequence in enumerate(sequences):
             if sequence.num_tokens < sequence.endless_until:
                 logits[row, list(sequence.stop_ids)] = -torch.inf
+            if sequence.constraint is not None:
+                apply_mask(logits[row].numpy(), sequence.constraint.mask())
             self._sampling.add(sequence.sampling, sequence.seed, sequence.buffer, sequence.num_tokens)
         return sample_rows(logits, self._sampling)

@@ -61,7 +61,7 @@ def test_torch_is_no_build_requirement_and_not_forced_on_users() -> None:
 def test_every_import_is_declared_and_every_dependency_is_used() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     runtime = requirement_names(PROJECT["project"]["dependencies"])
-    optional = requirement_names(extras["torch"] + extras["hf"] + extras["iq"])
+    optional = requirement_names(extras["torch"] + extras["hf"] + extras["iq"] + extras["grammar"])
     used = third_party(("exllama", "conversion"))
     assert used <= runtime | optional
     assert runtime <= used, "declared but never imported"
