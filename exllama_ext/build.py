@@ -2,10 +2,13 @@
 
     python -m exllama_ext.build cpu [--out FOLDER] [--debug]
     python -m exllama_ext.build emu [--out FOLDER] [--warp-size 64] [--sanitize address|thread]
+    python -m exllama_ext.build cuda [--out FOLDER] [--arch 90a ...]
+    python -m exllama_ext.build hip [--out FOLDER] [--arch gfx1100 ...]
 
 cpu: every kernel file of a CPU level is compiled with that level's flags; the level is chosen at run time.
 Needs a C++20 compiler (g++ >= 11 or clang >= 14), ninja and pybind11.
-emu: the GPU kernels for the CPU emulator (emulator_build.py). Nothing here knows torch.
+emu, cuda, hip: the GPU kernels for the CPU emulator (emulator_build.py) and for GPUs (gpu_build.py). Nothing here
+knows torch.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import sysconfig
 from pathlib import Path
 
 from exllama_ext.emulator_build import EmulatorBuild, build_emulator
+from exllama_ext.gpu_build import GpuBuild, build_gpu
 from exllama_ext.tools import ROOT, BuildFailed, host_compiler, run_ninja, show_progress
 
 CPU = ROOT / "kernels" / "cpu"
@@ -126,31 +130,34 @@ def build_cpu(out_dir: Path, debug: bool = False) -> Path:
     return target
 
 
-def build_emu(out_dir: Path, warp_size: int, sanitize: str) -> Path:
-    """The emulator's library for the project's kernels, copied into out_dir. Raises BuildFailed."""
-    suffix = {32: "", 64: "_wave64"}[warp_size]
-    build = EmulatorBuild(f"exllama_emu{suffix}", warp_size=warp_size, sanitize=sanitize)
-    library = build_emulator(ROOT / "build", build, show_progress)
-    return Path(shutil.copy2(library, out_dir.resolve() / library.name))
+def build_library(arguments: argparse.Namespace) -> Path:
+    """The library of the GPU kernels that the command line asks for. Raises BuildFailed."""
+    if arguments.backend != "emu":
+        return build_gpu(ROOT / "build", GpuBuild(arguments.backend, arguments.arch), show_progress)
+    suffix = {32: "", 64: "_wave64"}[arguments.warp_size]
+    build = EmulatorBuild(f"exllama_emu{suffix}", warp_size=arguments.warp_size, sanitize=arguments.sanitize)
+    return build_emulator(ROOT / "build", build, show_progress)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m exllama_ext.build", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("backend", choices=["cpu", "emu"], help="what to build")
+    parser.add_argument("backend", choices=["cpu", "cuda", "hip", "emu"], help="what to build")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "exllama_ext", help="folder for the library (default: in place)"
     )
     parser.add_argument("--debug", action="store_true", help="cpu: AddressSanitizer and UBSan")
     parser.add_argument("--warp-size", type=int, choices=[32, 64], default=32, help="emu: lanes of a wave")
     parser.add_argument("--sanitize", choices=["", "address", "thread"], default="", help="emu: a sanitizer")
+    parser.add_argument("--arch", nargs="+", default=[], help="cuda, hip: these architectures instead of all")
     arguments = parser.parse_args()
     try:
         if arguments.backend == "cpu":
             print(build_cpu(arguments.out, arguments.debug))
         else:
-            print(build_emu(arguments.out, arguments.warp_size, arguments.sanitize))
+            library = build_library(arguments)
+            print(shutil.copy2(library, arguments.out.resolve() / library.name))
     except BuildFailed as error:
         print(error, file=sys.stderr)
         return 1

@@ -103,7 +103,11 @@ def run_ninja(folder: Path, what: str, progress: Progress | None = None) -> None
     ninja = find_tool("ninja", "pip install ninja")
     environment = {**os.environ, "NINJA_STATUS": "[%f/%t] "}
     process = subprocess.Popen(
-        [ninja, "-C", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        [ninja, "-C", str(folder), "-j", str(os.cpu_count() or 1)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
     )
     log = []
     assert process.stdout is not None

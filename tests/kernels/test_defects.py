@@ -30,7 +30,7 @@ REPORTS = [
     ("misaligned_row", "", 32, "not a multiple of 16 bytes"),
     ("half_wave", "", 64, r"(?s)deadlock.* wait in mma_f16"),
     ("no_sync_before_reduce", "", 32, "^nan$"),
-    ("divergent_shuffle", "", 32, r"(?s)deadlock.*31 threads wait in shuffle"),
+    ("divergent_shuffle", "", 32, r"(?s)deadlock.*124 threads wait in shuffle"),
     ("early_exit", "", 32, r"shuffle waits for lanes that have left|(?s:deadlock.*4 threads wait in shuffle)"),
     ("other_barrier", "", 32, r"different barriers: __syncthreads at .*defects.cu:\d+, and .*defects.cu:\d+"),
     ("no_sync_warp", "", 32, "^nan$"),
