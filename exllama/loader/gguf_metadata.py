@@ -152,8 +152,13 @@ class Metadata:
 
     def text(self, key: str, default: str | None = None) -> str | None:
         """A string; at most MAX_TEXT bytes of UTF-8."""
+        raw = self.raw_text(key)
+        return default if raw is None else decode(self._file, raw, key)
+
+    def raw_text(self, key: str) -> bytes | None:
+        """The bytes of a string, at most MAX_TEXT of them, unchecked."""
         entry = self._single(key, (STRING,), "a string")
-        return default if entry is None else decode(self._file, self._raw(key, entry), key)
+        return None if entry is None else self._raw(key, entry)
 
     def strings(self, key: str, limit: int = 1 << 20) -> list[str] | None:
         """An array of at most `limit` strings."""

@@ -1,10 +1,13 @@
-"""Tokenizers out of GGUF metadata: byte-level BPE (`gpt2`) and SentencePiece BPE by score (`llama`)."""
+"""Tokenizers out of GGUF metadata: the model's own tokenizer.json where the file holds it, else a rebuilt one.
+
+Rebuilt are byte-level BPE (`gpt2`) and SentencePiece BPE by score (`llama`).
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
 from exllama.errors import FormatError, UnsupportedModelError
+from exllama.tokenizer.backend import count_ids, decoder_of, load_backend, strips_blank, style_of, surroundings
 from exllama.tokenizer.chat_template import MAX_TEMPLATE, ChatTemplate
 from exllama.tokenizer.pieces import Pieces, Style
 from exllama.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
@@ -24,6 +28,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 MAX_TOKENS = 1 << 19  # twice the largest vocabulary in use
 MAX_TOKEN_LENGTH = 1 << 12  # characters; the merges of a SentencePiece token are tried at every place
 _MODELS = ("gpt2", "llama")
+_EMBEDDED = "tokenizer.huggingface.json"
 
 
 class GgufMetadata(Protocol):
@@ -31,6 +36,7 @@ class GgufMetadata(Protocol):
 
     def __contains__(self, key: object) -> bool: ...
     def text(self, key: str, default: str | None = None) -> str | None: ...
+    def raw_text(self, key: str) -> bytes | None: ...
     def integer(self, key: str, default: int | None = None) -> int | None: ...
     def boolean(self, key: str, default: bool | None = None) -> bool | None: ...
     def strings(self, key: str, limit: int = ...) -> list[str] | None: ...
@@ -53,6 +59,9 @@ def read_gguf_tokenizer(metadata: GgufMetadata, vocab_rows: int) -> Tokenizer:
 
     Raises UnsupportedModelError for another tokenizer or an unknown pre-tokenizer, FormatError for nonsense.
     """
+    embedded = metadata.raw_text(_EMBEDDED)
+    if embedded is not None:
+        return _embedded_tokenizer(metadata, embedded, vocab_rows)
     model = metadata.text("tokenizer.ggml.model")
     if model not in _MODELS:
         raise UnsupportedModelError(f"GGUF tokenizer {model!r} is not supported; supported: {', '.join(_MODELS)}")
@@ -65,11 +74,31 @@ def read_gguf_tokenizer(metadata: GgufMetadata, vocab_rows: int) -> Tokenizer:
         style, prefix = "sentencepiece", bool(metadata.boolean("tokenizer.ggml.add_space_prefix", True))
         backend, add_bos = _sentencepiece(metadata, vocabulary, prefix), True
     literal = _add_special(backend, vocabulary)
-    special = _special_tokens(metadata, vocabulary, add_bos, {"bos": 1, "eos": 2} if model == "llama" else {})
-    tokens = vocabulary.tokens
+    tokens, control = vocabulary.tokens, vocabulary.of_type(CONTROL, UNKNOWN)
+    special = _special_tokens(metadata, tokens, control, add_bos, {"bos": 1, "eos": 2} if model == "llama" else {})
     pieces = Pieces(lambda index: tokens[index] if index < len(tokens) else None, literal, style)
     template = _chat_template(metadata, special.template_names)
     return Tokenizer(backend, pieces, special, len(tokens), template, strip_leading_blank=prefix)
+
+
+def _embedded_tokenizer(metadata: GgufMetadata, raw: bytes, vocab_rows: int) -> Tokenizer:
+    """The tokenizer.json inside the metadata; ids of special tokens and what surrounds a text as the other keys say."""
+    backend = load_backend(raw, lambda part, found, expected: metadata.error(f"{_EMBEDDED}: {part}", found, expected))
+    size = count_ids(backend)
+    if not 0 < size <= vocab_rows:
+        raise metadata.error(_EMBEDDED, f"ids up to {size - 1}", f"below {vocab_rows}, the rows of token_embd")
+    added, decoder = backend.get_added_tokens_decoder(), decoder_of(backend)
+    tokens = [backend.id_to_token(index) or "" for index in range(size)]
+    control = sorted(index for index, token in added.items() if token.special)
+    special = _special_tokens(metadata, tokens, control, False, {})
+    prefix, suffix = surroundings(backend)
+    if "tokenizer.ggml.add_bos_token" not in metadata:
+        special = replace(special, prefix=prefix)
+    if "tokenizer.ggml.add_eos_token" not in metadata:
+        special = replace(special, suffix=suffix)
+    pieces = Pieces(backend.id_to_token, frozenset(added), style_of(decoder))
+    template = _chat_template(metadata, special.template_names)
+    return Tokenizer(backend, pieces, special, size, template, strips_blank(decoder))
 
 
 def _read_vocabulary(metadata: GgufMetadata, vocab_rows: int) -> _Vocabulary:
@@ -100,7 +129,8 @@ def _pre_tokenizer(metadata: GgufMetadata) -> PreTokenizer:
         name = "default"
     if name not in PRE_TOKENIZERS:
         supported = ", ".join(sorted(PRE_TOKENIZERS))
-        raise UnsupportedModelError(f"GGUF pre-tokenizer {name!r} is not supported; supported: {supported}")
+        advice = f"Use the model's folder with its tokenizer.json, or a file that holds it as {_EMBEDDED}"
+        raise UnsupportedModelError(f"GGUF pre-tokenizer {name!r} is not supported; supported: {supported}. {advice}")
     return PRE_TOKENIZERS[name]
 
 
@@ -173,23 +203,22 @@ def _add_special(backend: tokenizers.Tokenizer, vocabulary: _Vocabulary) -> froz
 
 
 def _special_tokens(
-    metadata: GgufMetadata, vocabulary: _Vocabulary, add_bos: bool, defaults: dict[str, int]
+    metadata: GgufMetadata, tokens: Sequence[str], control: list[int], add_bos: bool, defaults: dict[str, int]
 ) -> SpecialTokens:
     def token_id(name: str) -> int | None:
         key = f"tokenizer.ggml.{name}_token_id"
         value = metadata.integer(key, defaults.get(name))
-        if value is not None and not 0 <= value < len(vocabulary.tokens):
-            raise metadata.error(key, value, f"an id below {len(vocabulary.tokens)}")
+        if value is not None and not 0 <= value < len(tokens):
+            raise metadata.error(key, value, f"an id below {len(tokens)}")
         return value
 
-    control = vocabulary.of_type(CONTROL, UNKNOWN)
     bos, eos = token_id("bos"), token_id("eos")
-    named = [index for index in control if vocabulary.tokens[index] in STOP_NAMES]
+    named = [index for index in control if tokens[index] in STOP_NAMES]
     stops = [index for index in (eos, token_id("eot"), token_id("eom"), *named) if index is not None]
     prefix = _surrounding(metadata, "add_bos_token", add_bos, bos)
     suffix = _surrounding(metadata, "add_eos_token", False, eos)
     names = {"bos": bos, "eos": eos, "unk": token_id("unknown"), "pad": token_id("padding")}
-    texts = {f"{name}_token": vocabulary.tokens[index] for name, index in names.items() if index is not None}
+    texts = {f"{name}_token": tokens[index] for name, index in names.items() if index is not None}
     return SpecialTokens(bos, tuple(dict.fromkeys(stops)), frozenset(control), prefix, suffix, texts)
 
 

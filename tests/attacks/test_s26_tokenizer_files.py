@@ -13,11 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exllama.errors import ExllamaError, FormatError
+from exllama.loader.gguf_checkpoint import GgufCheckpoint
 from exllama.tokenizer.from_folder import MAX_TOKENIZER, read_folder_tokenizer
 from exllama.tokenizer.patterns import PatternError, check_pattern
 from exllama.tokenizer.pretokenizers import PRE_TOKENIZERS
-from tests.formats.limits import refusal
+from tests.formats.limits import measured_refusal, refusal
 from tests.tokenizer.test_folder_tokenizers import byte_level_backend, save
+from tests.tokenizer.vocab_files import write_embedded
 
 CATASTROPHIC = [
     "(a+)+b", "(a*)*b", "(a+)*b", "((a+)b?)*c", "(a|a)*b", "(a|ab)+c", "(?:a+)+b", "(?=(a+)+)b", "(a?){50}a{50}",
@@ -102,6 +104,40 @@ def test_s26_files_that_are_no_tokenizer(tmp_path: Path, raw: bytes) -> None:
     """S26: deep nesting included."""
     (tmp_path / "tokenizer.json").write_bytes(raw)
     refusal(lambda: read_folder_tokenizer(tmp_path, {}), tmp_path / "tokenizer.json")
+
+
+def embedded_refusal(folder: Path, content: bytes) -> FormatError:
+    """Of a GGUF file with that tokenizer.json inside; the error names its key."""
+    path = write_embedded(folder / "m.gguf", content, 4000, 0, 1)
+    with GgufCheckpoint(path) as checkpoint:
+        error = measured_refusal(checkpoint.load_tokenizer, path)
+    assert isinstance(error, FormatError)
+    assert error.field.startswith("tokenizer.huggingface.json")
+    return error
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "((a{99}){99}){99}", "(?{f})"])
+def test_s26_patterns_inside_gguf_files(tmp_path: Path, pattern: str) -> None:
+    """S26: a tokenizer.json in the metadata of a GGUF file obeys the same rules."""
+    content = with_pattern(tmp_path, json.dumps(pattern)).read_bytes()
+    assert embedded_refusal(tmp_path, content).field.endswith("Regex")
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_s26_broken_content_inside_gguf_files(tmp_path: Path, name: str) -> None:
+    """S26: and breaks no less politely."""
+    embedded_refusal(tmp_path, change(tmp_path, **BROKEN[name]).read_bytes())
+
+
+@pytest.mark.parametrize("raw", NO_TOKENIZER, ids=range(len(NO_TOKENIZER)))
+def test_s26_what_is_no_tokenizer_inside_gguf_files(tmp_path: Path, raw: bytes) -> None:
+    """S26: empty, nested without end, not UTF-8."""
+    embedded_refusal(tmp_path, raw)
+
+
+def test_s26_an_embedded_tokenizer_of_another_type(tmp_path: Path) -> None:
+    """S26: and one that is too large to be decoded."""
+    assert "bytes of text" in str(embedded_refusal(tmp_path, b" " * (33 << 20)))
 
 
 def test_s26_a_file_of_gigabytes(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from tests.tokenizer.vocab_files import write_byte_level, write_sentencepiece
 FOLDER = Path(__file__).parent / "golden"
 # One name of every family in exllama/tokenizer/pretokenizers.py.
 REPRESENTATIVES = (
-    "bailingmoe", "dbrx", "deepseek-coder", "deepseek-r1-qwen", "deepseek-v3", "default", "falcon", "gpt-2", "gpt-4o",
-    "llama-bpe", "qwen2", "qwen35", "seed-coder", "smollm", "tekken",
+    "bailingmoe", "bloom", "dbrx", "deepseek-coder", "deepseek-r1-qwen", "deepseek-v3", "default", "falcon", "gpt-2",
+    "gpt-4o", "jais-2", "kimi-k2", "laguna", "llama-bpe", "minicpm5", "qwen2", "qwen35", "seed-coder", "smollm",
+    "spark2_5", "tekken", "tiny_aya", "ufakzeka", "viking", "youtu",
 )  # fmt: skip
 
 

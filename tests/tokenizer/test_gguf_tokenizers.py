@@ -21,7 +21,7 @@ from tests.tokenizer.vocab_files import write_byte_level, write_sentencepiece
 _MARKS = ("हिन्दी", "decomposed")
 DEVIATIONS = {
     "gpt-4o": _MARKS, "tekken": _MARKS, "qwen2": ("decomposed",), "qwen35": ("decomposed",),
-    "deepseek-coder": ("\u2003",),
+    "deepseek-coder": ("\u2003",), "kimi-k2": _MARKS,
 }  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_a_missing_pre_tokenizer_is_the_default_with_a_warning(
 
 
 def test_an_unknown_pre_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"'mystery'.*llama-bpe.*qwen2"):
+    with pytest.raises(UnsupportedModelError, match=r"'mystery'.*llama-bpe.*qwen2.*huggingface\.json"):
         byte_level(tmp_path, "mystery")
 
 

@@ -45,6 +45,20 @@ def write_sentencepiece(path: Path, tokens: list[str], scores: list[float], pref
     return _finish(writer, path, len(tokens))
 
 
+def write_embedded(path: Path, content: bytes, rows: int, bos: int, eos: int, pre: str | None = None) -> Path:
+    """With a whole tokenizer.json in the metadata; pre: also a vocabulary of its own, with that pre-tokenizer."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_key_value("tokenizer.huggingface.json", content, gguf.GGUFValueType.STRING)
+    if pre is not None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_list([f"token {index}" for index in range(rows)])
+        writer.add_token_merges([])
+    writer.add_bos_token_id(bos)
+    writer.add_eos_token_id(eos)
+    return _finish(writer, path, rows)
+
+
 def _finish(writer: gguf.GGUFWriter, path: Path, rows: int) -> Path:
     """Such numbers and tensors as make the file a (tiny) model, which both readers open."""
     writer.add_context_length(64)
