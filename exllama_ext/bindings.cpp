@@ -14,6 +14,7 @@
 #include "cpu/plan.h"
 #include "cpu/sampling.h"
 #include "cpu/team.h"
+#include "cpu/trellis_pack.h"
 #include "gpu/bindings.h"
 
 namespace py = pybind11;
@@ -24,6 +25,7 @@ namespace {
 using Floats = py::array_t<float, py::array::c_style>;
 using Ints = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
+using Words = py::array_t<uint16_t, py::array::c_style>;
 
 void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);
@@ -274,6 +276,9 @@ class BoundPlan {
         if (args.activation != Activation::none)
             require(args.num_projections == 2 && args.projection[0].weight->rows == args.projection[1].weight->rows,
                     "gate and up differ in shape");
+        const auto is_trellis = [&](int p) { return args.projection[p].weight->family == Family::trellis; };
+        if (args.activation != Activation::none)
+            require(is_trellis(0) == is_trellis(1), "of gate and up one is a trellis and the other is not");
         return args;
     }
 
@@ -294,7 +299,10 @@ Floats dequantize(const PackedWeight& packed, const std::string& level, int64_t 
     const Kernels& kernels = kernels_of(level);
     float* data = out.mutable_data();
     py::gil_scoped_release release;
-    for (int64_t r = start; r < stop; ++r) kernels.dequantize(w, int32_t(r), data + (r - start) * w.cols);
+    if (w.family == Family::trellis)
+        trellis_dequantize(w, int32_t(start), int32_t(stop), data);  // 128 rows are decoded together
+    else
+        for (int64_t r = start; r < stop; ++r) kernels.dequantize(w, int32_t(r), data + (r - start) * w.cols);
     return out;
 }
 
@@ -339,6 +347,28 @@ py::list sample_rows(const std::string& level, const Floats& logits, const Doubl
     return tokens;
 }
 
+std::unique_ptr<PackedTrellis> packed_trellis(int64_t rows, int64_t cols, int32_t rate2, const std::string& codebook,
+                                              const Words& suh, const Words& svh) {
+    const char* names[] = {"3inst", "mcg", "mul1"};
+    int32_t number = 0;
+    while (number < 3 && codebook != names[number]) ++number;
+    require(number < 3, "unknown codebook");
+    const auto padded = [](int64_t n) { return (n + trellis_block - 1) / trellis_block * trellis_block; };
+    require(rows > 0 && cols > 0 && suh.size() == padded(cols) && svh.size() == padded(rows),
+            "scales have the wrong length");
+    return std::make_unique<PackedTrellis>(rows, cols, rate2, static_cast<exl::layouts::Codebook>(number), suh.data(),
+                                           svh.data());
+}
+
+void add_tiles(PackedTrellis& packed, int64_t start, const Words& raw) {
+    require(raw.ndim() == 3 && raw.shape(1) == packed.tiles_across() && raw.shape(2) == 8 * packed.weight().rate2,
+            "tiles have the wrong shape");
+    const uint16_t* data = raw.data();
+    const int64_t count = raw.shape(0);
+    py::gil_scoped_release release;
+    packed.add_tiles(start, data, count);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -373,6 +403,9 @@ PYBIND11_MODULE(_C, m) {
              })
         .def_property_readonly("row_bytes", &PackedWeight::row_bytes)
         .def_property_readonly("nbytes", &PackedWeight::nbytes);
+    py::class_<PackedTrellis, PackedWeight>(m, "PackedTrellis")
+        .def(py::init(&packed_trellis))
+        .def("add_tiles", add_tiles);
     py::class_<CachePages>(m, "CachePages")
         .def(py::init<int64_t, int32_t, int32_t, int32_t, int32_t>())
         .def_property_readonly("nbytes", &CachePages::nbytes)

@@ -38,6 +38,7 @@ COMMON_FLAGS = [
     "-Wextra",
 ]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mprefer-vector-width=512"]
+BF16 = ["-mavx512bf16", "-mavx512vbmi2"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 # gcc 12 warns about its own AVX-512 headers.
 QUIET = ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
@@ -45,10 +46,13 @@ LEVELS: dict[str, list[str]] = {
     "generic": [],
     "avx2": AVX2,
     "avx512": AVX2 + AVX512 + QUIET,
-    "avx512_bf16": [*AVX2, *AVX512, "-mavx512bf16", *QUIET],
-    "amx": [*AVX2, *AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16", *QUIET],
+    "avx512_bf16": [*AVX2, *AVX512, *BF16, *QUIET],
+    "amx": [*AVX2, *AVX512, *BF16, "-mamx-tile", "-mamx-int8", "-mamx-bf16", *QUIET],
 }
-PLAIN_SOURCES = ["team.cpp", "memory.cpp", "pack.cpp", "plan.cpp", "dispatch.cpp", "limits.cpp", "sampling.cpp"]
+LEVEL_SOURCES = ["level.cpp", "trellis.cpp"]
+PLAIN_SOURCES = [
+    "team.cpp", "memory.cpp", "pack.cpp", "trellis_pack.cpp", "plan.cpp", "dispatch.cpp", "limits.cpp", "sampling.cpp",
+]  # fmt: skip
 
 # The GPU half of the module, in exllama_ext/gpu: it opens the GPU libraries at run time.
 GPU_SOURCES = ["library.cpp", "plan.cpp", "bindings.cpp"]
@@ -102,11 +106,9 @@ def write_ninja(build_dir: Path, target: Path, extra: list[str]) -> None:
 
     for order, level in enumerate(LEVELS):
         if level in levels():
-            add(
-                CPU / "level.cpp",
-                f"level_{level}.o",
-                " ".join([f"-DEXL_LEVEL={order}", f"-DEXL_ISA={level}", *LEVELS[level]]),
-            )
+            for name in LEVEL_SOURCES:
+                defines = [f"-DEXL_LEVEL={order}", f"-DEXL_ISA={level}"]
+                add(CPU / name, name.replace(".cpp", f"_{level}.o"), " ".join([*defines, *LEVELS[level]]))
     for name in PLAIN_SOURCES:
         add(CPU / name, name.replace(".cpp", ".o"))
     add(ROOT / "exllama_ext" / "bindings.cpp", "bindings.o")

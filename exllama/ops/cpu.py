@@ -14,7 +14,7 @@ from exllama.ops.protocol import Activation, Buffer, LayerCache, Norm, Projectio
 
 
 class CpuWeight:
-    """A matrix in the row blocks of kernels/cpu; family GroupAffine for block types, Dense for the others."""
+    """A matrix as kernels/cpu reads it; family GroupAffine for block types, Trellis for EXL3, Dense for the others."""
 
     def __init__(self, type_name: str, packed: Any, shape: tuple[int, int]) -> None:
         self.type = type_name
@@ -121,7 +121,10 @@ class CpuPlan:
         self, x: Buffer, projections: Sequence[Projection], norm: Norm | None, activation: int, precise: bool
     ) -> None:
         rows = [(_packed(p.weight), p.out.index, _array(p.bias), p.add) for p in projections]
-        self._plan.linear(x.index, rows, *_norm(norm), activation, 0.0 if precise else RESIDUAL_ABOVE)
+        try:
+            self._plan.linear(x.index, rows, *_norm(norm), activation, 0.0 if precise else RESIDUAL_ABOVE)
+        except ValueError as error:
+            raise UsageError(f"a stage of {len(rows)} matrices cannot be recorded: {error}") from error
 
     def rope_and_store(
         self,

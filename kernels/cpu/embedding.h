@@ -4,6 +4,7 @@
 #include "codes.h"
 #include "dense.h"
 #include "team.h"
+#include "trellis.h"
 
 namespace EXL_ISA {
 
@@ -48,6 +49,8 @@ inline void dequantize_group_affine(const Weight& w, int row, float* out) {
 void dequantize(const Weight& w, int32_t row, float* out) {
     if (w.family == Family::dense)
         dequantize_dense(w, row, out);
+    else if (w.family == Family::trellis)
+        exl::cpu::trellis_dequantize(w, row, row + 1, out);
     else
         dequantize_group_affine(w, row, out);
 }

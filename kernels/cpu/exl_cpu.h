@@ -7,11 +7,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../layouts/exl3.h"
+
 namespace exl::cpu {
 
 class Worker;
 
-enum class Family : int32_t { group_affine, dense };
+enum class Family : int32_t { group_affine, dense, trellis };
 enum class DenseType : int32_t { f32, f16, bf16 };
 
 // How scale and offset of a group are stored; see group_affine.h for the byte layouts.
@@ -27,14 +29,18 @@ struct Weight {
     Family family;
     int32_t rows;             // N, out_features
     int32_t cols;             // K, in_features
-    int32_t cols_padded;      // K rounded up to 32
+    int32_t cols_padded;      // K rounded up to 32, of a trellis to 128
     int32_t bits;             // group_affine
     Scheme scheme;            // group_affine
     int32_t zero;             // constant zero point of the symmetric schemes
     DenseType dense_type;     // dense
-    const uint8_t* data;      // ceil(N / 16) row blocks
-    int64_t block_bytes;      // bytes of one block of 16 rows
+    const uint8_t* data;      // ceil(N / 16) row blocks; of a trellis ceil(N / 128) bands, see trellis.h
+    int64_t block_bytes;      // bytes of one row block or band
     int64_t scales_offset;    // where the scales of a row block start inside it
+    int32_t rate2;                // trellis: twice the bits per weight
+    layouts::Codebook codebook;   // trellis
+    const uint16_t* suh;          // trellis: fp16 scales of inputs (cols_padded,) and outputs (ceil(N / 128) * 128,)
+    const uint16_t* svh;
 };
 
 enum class Activation : int32_t { none, silu, gelu_tanh, gelu };

@@ -8,7 +8,9 @@
 
 #include "amx.h"
 #include "dense.h"
+#include "epilogue.h"
 #include "team.h"
+#include "trellis.h"
 
 namespace EXL_ISA {
 
@@ -127,15 +129,6 @@ inline void multiply(const Weight& w, int block_index, const Rows& rows, int fir
 #else
         dense_multiply<DenseType::bf16>(w, block, rows, first, count, y);
 #endif
-    }
-}
-
-inline f32v activate(f32v x, Activation kind) {
-    switch (kind) {
-        case Activation::silu: return f_silu(x);
-        case Activation::gelu_tanh: return f_gelu_tanh(x);
-        case Activation::gelu: return f_gelu(x);
-        default: return x;
     }
 }
 
@@ -277,7 +270,7 @@ inline void share_scales(const LinearLayout& layout, uint8_t* records, int num_f
 #endif
 }
 
-void linear(const LinearArgs& args, const Run& run, Worker& worker) {
+inline void grouped_linear(const LinearArgs& args, const Run& run, Worker& worker) {
     if (run.rows == 0) return;
     const LinearLayout layout(args, run.rows);
     const bool own_records = run.rows <= private_rows;
@@ -308,6 +301,29 @@ void linear(const LinearArgs& args, const Run& run, Worker& worker) {
     run_tasks({args, layout, records, own, mine, flagged, num_flagged, worker});
 }
 
-int64_t linear_scratch(const LinearArgs& args, int32_t max_rows) { return LinearLayout(args, max_rows).bytes; }
+// The projections that are trellises, or those that are not.
+inline LinearArgs only(const LinearArgs& args, bool trellises) {
+    LinearArgs part = args;
+    part.num_projections = 0;
+    for (int p = 0; p < args.num_projections; ++p)
+        if ((args.projection[p].weight->family == Family::trellis) == trellises)
+            part.projection[part.num_projections++] = args.projection[p];
+    return part;
+}
+
+// Trellises want an input of their own, so a mixed stage runs in two parts. Gate and up are always of one kind.
+void linear(const LinearArgs& args, const Run& run, Worker& worker) {
+    const LinearArgs grouped = only(args, false), trellises = only(args, true);
+    if (grouped.num_projections) grouped_linear(grouped, run, worker);
+    if (grouped.num_projections && trellises.num_projections) worker.barrier();
+    if (trellises.num_projections) trellis_linear(trellises, run, worker);
+}
+
+int64_t linear_scratch(const LinearArgs& args, int32_t max_rows) {
+    const LinearArgs grouped = only(args, false), trellises = only(args, true);
+    const int64_t a = grouped.num_projections ? LinearLayout(grouped, max_rows).bytes : 0;
+    const int64_t b = trellises.num_projections ? trellis_scratch(trellises, max_rows) : 0;
+    return a > b ? a : b;
+}
 
 }  // namespace EXL_ISA

@@ -159,7 +159,7 @@ PackedWeight::PackedWeight(const std::string& type, int64_t rows, int64_t cols, 
 }
 
 void PackedWeight::add_rows(int64_t start, const uint8_t* raw, int64_t count) {
-    if (start % 16 || start < 0 || count < 0 || start + count > weight_.rows)
+    if (!pack_ || start % 16 || start < 0 || count < 0 || start + count > weight_.rows)
         throw std::invalid_argument("rows outside the weight");
     const auto pack_range = [&](int64_t first, int64_t last) {
         for (int64_t r = first; r < last; ++r)

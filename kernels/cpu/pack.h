@@ -14,6 +14,7 @@ class PackedWeight {
  public:
     // type: Q4_0 .. Q6_K, or f32, f16, bf16. `as` (dense only): the type to hold, "" = the same.
     PackedWeight(const std::string& type, int64_t rows, int64_t cols, const std::string& as);
+    virtual ~PackedWeight() = default;
 
     // raw: `count` rows of row_bytes() each, from the multiple of 16 `start` on. Throws std::invalid_argument.
     void add_rows(int64_t start, const uint8_t* raw, int64_t count);
@@ -21,11 +22,14 @@ class PackedWeight {
     size_t nbytes() const { return memory_->size(); }
     const Weight& weight() const { return weight_; }
 
- private:
-    void (*pack_)(const PackedWeight&, uint8_t* block, int lane, const uint8_t* row);
-    int64_t row_bytes_;
+ protected:
+    PackedWeight() = default;
     Weight weight_{};
     std::unique_ptr<Memory> memory_;
+
+ private:
+    void (*pack_)(const PackedWeight&, uint8_t* block, int lane, const uint8_t* row) = nullptr;
+    int64_t row_bytes_ = 0;
 };
 
 }  // namespace exl::cpu

@@ -62,19 +62,20 @@ def test_other_codebooks(codebook: Codebook, device: str, tmp_path: Path) -> Non
         assert relative_error(opened.logits(ids), expected_logits(model, ids)) <= BOUNDS[device]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", ["llama", "mistral", "qwen2", "qwen3"])
-def test_greedy_tokens(case: str, tmp_path: Path) -> None:
-    """Equal to the oracle's, but where the oracle has two candidates nearer to each other than the rounding."""
+def test_greedy_tokens(case: str, device: str, tmp_path: Path) -> None:
+    """Equal to the oracle's. On the CPU two candidates of a toy may be nearer to each other than the rounding."""
     model, ids = toy(case, tmp_path), random_ids(8)
     equal = 0
-    with Model.from_pretrained(tmp_path) as opened:
+    with Model.from_pretrained(tmp_path, device=device) as opened:
         for _ in range(12):
             expected, found = expected_logits(model, ids)[-1], opened.logits(ids)[-1]
             chosen = int(found.argmax())
-            assert expected[chosen] >= expected.max() - BOUNDS["cpu"] * expected.norm() / len(expected) ** 0.5 * 3
+            assert expected[chosen] >= expected.max() - 3 * BOUNDS[device] * expected.norm() / len(expected) ** 0.5
             equal += chosen == int(expected.argmax())
             ids = torch.cat((ids, expected.argmax()[None]))
-    assert equal >= 11
+    assert equal >= (12 if device == "reference" else 9)
 
 
 def test_exact_weights_for_evaluation(tmp_path: Path) -> None:
