@@ -3,10 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "cpu/exl_cpu.h"
 #include "cpu/limits.h"
@@ -347,17 +350,50 @@ py::list sample_rows(const std::string& level, const Floats& logits, const Doubl
     return tokens;
 }
 
-std::unique_ptr<PackedTrellis> packed_trellis(int64_t rows, int64_t cols, int32_t rate2, const std::string& codebook,
-                                              const Words& suh, const Words& svh) {
+exl::layouts::Codebook codebook_of(const std::string& name) {
     const char* names[] = {"3inst", "mcg", "mul1"};
     int32_t number = 0;
-    while (number < 3 && codebook != names[number]) ++number;
+    while (number < 3 && name != names[number]) ++number;
     require(number < 3, "unknown codebook");
+    return static_cast<exl::layouts::Codebook>(number);
+}
+
+std::unique_ptr<PackedTrellis> packed_trellis(int64_t rows, int64_t cols, int32_t rate2, const std::string& codebook,
+                                              const Words& suh, const Words& svh) {
     const auto padded = [](int64_t n) { return (n + trellis_block - 1) / trellis_block * trellis_block; };
     require(rows > 0 && cols > 0 && suh.size() == padded(cols) && svh.size() == padded(rows),
             "scales have the wrong length");
-    return std::make_unique<PackedTrellis>(rows, cols, rate2, static_cast<exl::layouts::Codebook>(number), suh.data(),
-                                           svh.data());
+    return std::make_unique<PackedTrellis>(rows, cols, rate2, codebook_of(codebook), suh.data(), svh.data());
+}
+
+// Calls f with a tile of the rate.
+template <typename F> void with_tile(int rate2, F f) {
+    const auto tried = [&]<int... rates>(std::integer_sequence<int, rates...>) {
+        return ((rate2 == rates && (f(exl::layouts::Exl3Tile<rates>{}), true)) || ...);
+    };
+    require(tried(std::integer_sequence<int, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16>{}), "unknown rate");
+}
+
+// 256 states that follow each other around the ring -> the words of their tile.
+Words exl3_encode(const Words& states, int rate2) {
+    require(states.size() == 256, "a tile has 256 states");
+    Words words(8 * std::max(rate2, 0));
+    with_tile(rate2, [&](auto tile) {
+        exl::layouts::encode(states.data(), tile);
+        std::memcpy(words.mutable_data(), tile.words, sizeof tile);
+    });
+    return words;
+}
+
+// The words of a tile -> (16, 16) weights before rotation and scales.
+Floats exl3_decode(const Words& words, const std::string& codebook) {
+    Floats weights({16, 16});
+    with_tile(int(words.size() / 8), [&](auto tile) {
+        require(words.size() * 2 == int64_t(sizeof tile), "unknown rate");
+        std::memcpy(tile.words, words.data(), sizeof tile);
+        exl::layouts::decode(tile, codebook_of(codebook), weights.mutable_data());
+    });
+    return weights;
 }
 
 void add_tiles(PackedTrellis& packed, int64_t start, const Words& raw) {
@@ -387,6 +423,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("uniform", uniform);
     m.def("sample_rows", sample_rows);
     m.def("dequantize", dequantize);
+    m.def("exl3_encode", exl3_encode);
+    m.def("exl3_decode", exl3_decode);
 
     py::class_<Team, std::shared_ptr<Team>>(m, "Team")
         .def(py::init<int>())

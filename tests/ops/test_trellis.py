@@ -47,6 +47,18 @@ def project(x: Array, weight: ops.Weight, level: str, threads: int = 2, precise:
     return run_op(x, weight.out_features, record, level, threads)
 
 
+@pytest.mark.parametrize("bits", RATES)
+def test_one_tile_there_and_back(bits: float) -> None:
+    """The layout header: states to words and words to weights, against the plain decoder."""
+    rate2 = int(2 * bits)
+    words = np.random.default_rng(rate2).integers(0, 1 << 16, 8 * rate2, dtype=np.uint16)
+    states = trellis.states(words, rate2).astype(np.uint16)
+    assert np.array_equal(ops.native().exl3_encode(states, rate2), words)
+    for codebook in ("3inst", "mcg", "mul1"):
+        expected = trellis.decode_tiles(words.view(np.int16)[None, None], codebook)  # type: ignore[arg-type]
+        assert np.array_equal(ops.native().exl3_decode(words, codebook), expected.astype(np.float32))
+
+
 @pytest.mark.parametrize(("codebook", "bits"), FORMATS)
 def test_packed_values_are_those_of_the_file(codebook: Codebook, bits: float) -> None:
     """The plain decoder rounds sums in float64, the packed one not at all before the result."""
