@@ -5,8 +5,8 @@
 //     data         (N, K)      fp16, bf16 or fp32, stride in elements, pointer and stride multiples of 16 bytes
 //     out          (rows, N)   fp16 or fp32
 //
-// Limits: K a multiple of 8; K and N at most 2^24. Work split and sums as in group_affine.h: a step of a tile is 16 rows x 64
-// columns. bf16 weights are multiplied exactly: x is split into two bf16 numbers that add up to it. fp32 weights are split
+// Limits: K a multiple of 8; K and N at most 2^24. Work split and sums as in group_affine.h; weights go
+// from memory to registers, 4 columns of a row at a time. bf16 weights are multiplied exactly: x is split into two bf16 numbers that add up to it. fp32 weights are split
 // the same way, into three bf16 numbers, and multiplied by both of x: 24 bits.
 //
 // Bound: memory for few rows. Oracle: float64 (tests/kernels/test_dense.py).

@@ -10,7 +10,6 @@ namespace gemm {
 template <int bits, int scheme_number> struct GroupAffine {
     static constexpr int scheme = scheme_number;
     using S = Scales<bits, scheme>;
-    using Carry = SuperScales;
     static constexpr int lift = Codes<bits>::lift;
     static constexpr int super = layouts::super_bytes(scheme), step = layouts::step_bytes(bits, scheme);
     static constexpr int scale = layouts::scale_bytes(bits, scheme), record = layouts::record_bytes(bits, scheme);
@@ -21,79 +20,109 @@ template <int bits, int scheme_number> struct GroupAffine {
     // What sums[..][..][i] are to be multiplied by.
     EXL_DEVICE static constexpr float unit(int i) { return code_unit * lowered(i); }
 
-    // Copies of 16 bytes are dealt to the lanes; what a lane copies stays at the same place of every step.
-    struct Source {
-        static constexpr int pieces = step / 16, all = tiles_per_group * pieces;
-        static constexpr int rounds = (all + group_size - 1) / group_size;
-        const uint8_t* from[rounds];
-        int to[rounds];
-        const uint8_t* super_from;
+    // Codes, scales and super scales of all tiles are copied apart, 16 bytes a lane and round. A lane has the same place in
+    // every step. Where steps are short, lanes with nothing to copy in a round fill a spare place with zeros: a predicate is
+    // cheaper than a branch.
+    EXL_HOST_DEVICE static constexpr int spare_bytes(int tiles) { return tiles > 2 ? group_size * 16 : 0; }
+    template <int tiles> struct Source {
+        // `pieces` of 16 bytes of each tile's step or record.
+        template <int pieces> struct Copies {
+            static constexpr int all = tiles * pieces, rounds = (all + group_size - 1) / group_size;
+            // Rounds over one tile share an address.
+            static constexpr int shared = pieces % group_size == 0 && pieces > 0 ? pieces / group_size : 1;
+            const uint8_t* from[(rounds + shared - 1) / shared + 1];
+            int to[rounds + 1];
+            int steps, steps_of_last;  // that exist, for all rounds but the last and for that
 
-        EXL_DEVICE Source(const Problem& problem, const Work& work) {
-            const uint8_t* tile[tiles_per_group];
+            // offset: of the first piece, in the memory of a step that the number `start` leads to, and in its stage.
+            EXL_DEVICE void place(const Problem& problem, const Work<tiles>& work, int64_t start, int offset) {
 #pragma unroll
-            for (int r = 0; r < tiles_per_group; r++) {
-                const Projection& projection = problem.projections[work.projections[r]];
-                const int index = work.tiles[r] < projection.tiles ? work.tiles[r] : projection.tiles - 1;
-                tile[r] = projection.data + index * projection.tile_stride +
-                          static_cast<int64_t>(work.first_step / record_steps) * record;
+                for (int i = 0; i < rounds; i++) {
+                    const int piece = i * group_size + lane(), r = piece / (pieces > 0 ? pieces : 1);
+                    const int at = offset + (piece - r * pieces) * 16;
+                    if (i % shared == 0) from[i / shared] = work.address(problem, r < tiles ? r : 0, start + at);
+                    to[i] = r < tiles ? r * stage_bytes + at : tiles * stage_bytes + lane() * 16;
+                }
+                steps = work.steps;
+                steps_of_last = (rounds - 1) * group_size + lane() < all ? work.steps : 0;
             }
+            EXL_DEVICE void issue(uint8_t* stage, int ahead, int number) const {
 #pragma unroll
-            for (int i = 0; i < rounds; i++) {
-                const int piece = i * group_size + lane(), r = piece / pieces, at = piece % pieces * 16;
-                from[i] = (r == 0 ? tile[0] : tile[1]) + super + at;
-                to[i] = r * stage_bytes + super + at;
+                for (int i = 0; i < rounds; i++) {
+                    const bool full = i < rounds - 1 || all % group_size == 0;
+                    if (full || spare_bytes(tiles) || steps_of_last)
+                        copy_async(stage + to[i], from[i / shared] + ahead + i % shared * group_size * 16,
+                                   number < (full ? steps : steps_of_last));
+                }
             }
-            super_from = lane() * 16 < super ? tile[0] + lane() * 16 : tile[1] + (lane() * 16 - super);
+            EXL_DEVICE void advance() {
+#pragma unroll
+                for (int i = 0; i < rounds; i += shared) from[i / shared] += record;
+            }
+        };
+        Copies<layouts::code_bytes(bits) / 16> codes;
+        Copies<scale / 16> scales;
+        Copies<super / 16> supers;
+
+        EXL_DEVICE Source(const Problem& problem, const Work<tiles>& work) {
+            const int64_t start = static_cast<int64_t>(work.first_step / record_steps) * record;
+            codes.place(problem, work, start, super + scale);
+            scales.place(problem, work, start, super);
+            supers.place(problem, work, start, 0);
         }
-
-        // The step `ahead` of the current record's first into a slot of the ring.
-        EXL_DEVICE void issue(int ahead, uint8_t* slot) const {
+        EXL_DEVICE void issue(int ahead, uint8_t* stage, int number) const {
             const int offset = ahead / record_steps * record + ahead % record_steps * step;
-#pragma unroll
-            for (int i = 0; i < rounds; i++)
-                if ((i + 1) * group_size <= all || i * group_size + lane() < all)
-                    copy_async(slot + to[i], from[i] + offset);
-            if (super > 0 && ahead % record_steps == 0 && lane() * 16 < tiles_per_group * super) {
-                const int r = lane() * 16 / (super > 0 ? super : 1);
-                copy_async(slot + r * stage_bytes + lane() * 16 - r * super,
-                           super_from + ahead / record_steps * record);
-            }
+            codes.issue(stage, offset, number);
+            scales.issue(stage, offset, number);
+            if (ahead % record_steps == 0) supers.issue(stage, ahead / record_steps * record, number);
         }
         EXL_DEVICE void advance() {
-#pragma unroll
-            for (int i = 0; i < rounds; i++) from[i] += record;
-            super_from += record;
+            codes.advance();
+            scales.advance();
+            supers.advance();
         }
     };
 
-    // sums += a step of both tiles times the tokens. x: this lane's row of the first 8 tokens, at the step's first column.
-    template <int x_row_bytes, int token_tiles>
-    EXL_DEVICE static void multiply(Sums<token_tiles>& sums, Carry (&carry)[tiles_per_group], bool first_of_record,
+    // Super scales of the current record, and the matrix whose product with x is the group's sum of activations: without
+    // an offset times minus the zero point, where the sum of code * x starts; with one, in the unit of codes.
+    template <int tiles> struct State {
+        SuperScales super_scales[tiles];
+        uint32_t constants[4];
+
+        EXL_DEVICE explicit State(uint8_t* shared) {
+            constexpr int zero = S::has_offset ? 0 : 1 << (bits - 1);
+            constexpr uint32_t even = constant_pair(S::has_offset ? 1 : -(zero + code_bias));
+            constexpr uint32_t odd = constant_pair(S::has_offset ? 1 << lift : -((zero << lift) + code_bias));
+            // Through memory, for what a compiler knows it puts into registers anew each time.
+            uint4* mine = reinterpret_cast<uint4*>(shared) + threadIdx.x;
+            *mine = make_uint4(even, odd, even, odd);
+            sync_warp();
+            const uint4 back = *mine;
+            constants[0] = back.x, constants[1] = back.y, constants[2] = back.z, constants[3] = back.w;
+        }
+    };
+
+    // sums += a step of all tiles times the tokens. x: this lane's row of the first 8 tokens, at the step's first column.
+    template <int x_row_bytes, int token_tiles, int tiles>
+    EXL_DEVICE static void multiply(Sums<token_tiles>& sums, State<tiles>& state, const Source<tiles>&, int i_of_record,
                                     const uint8_t* stages, const uint8_t* x) {
-        constexpr int zero = S::has_offset ? 0 : 1 << (bits - 1);
-        // Without an offset the group's sum starts at minus zero point times sum of activations; with one, that sum in
-        // the unit of codes is needed by itself.
-        constexpr uint32_t even = constant_pair(S::has_offset ? 1 : -(zero + code_bias));
-        constexpr uint32_t odd = constant_pair(S::has_offset ? 1 << lift : -((zero << lift) + code_bias));
-        const uint32_t constants[4] = {even, odd, even, odd};
         const uint32_t magic = code_magic;
-        Codes<bits> codes[tiles_per_group];
-        S scales[tiles_per_group];
+        Codes<bits> codes[tiles];
+        S scales[tiles];
 #pragma unroll
-        for (int r = 0; r < tiles_per_group; r++) {
+        for (int r = 0; r < tiles; r++) {
             const uint8_t* stage = stages + r * stage_bytes;
-            if (super > 0 && first_of_record) carry[r] = S::load_super(stage, lane() / 4);
+            if (super > 0 && i_of_record == 0) state.super_scales[r] = S::load_super(stage, lane() / 4);
             scales[r].load(stage + super, lane() / 4);
             codes[r].load(stage + super + scale, lane());
         }
 #pragma unroll
         for (int group = 0; group < 4 / products; group++) {
-            uint32_t a[tiles_per_group][products][4];
-            float scale_of[tiles_per_group][2], offset_of[tiles_per_group][2];
+            uint32_t a[tiles][products][4];
+            float scale_of[tiles][2], offset_of[tiles][2];
 #pragma unroll
-            for (int r = 0; r < tiles_per_group; r++) {
-                scales[r].get(group, carry[r], scale_of[r], offset_of[r]);
+            for (int r = 0; r < tiles; r++) {
+                scales[r].get(group, state.super_scales[r], scale_of[r], offset_of[r]);
 #pragma unroll
                 for (int p = 0; p < products; p++)
 #pragma unroll
@@ -108,10 +137,10 @@ template <int bits, int scheme_number> struct GroupAffine {
                     const uint8_t* from = x + n * 8 * x_row_bytes + (group * products + p) * 32 + lane() % 4 * 8;
                     const uint2 four = *reinterpret_cast<const uint2*>(from);
                     b[p][0] = four.x, b[p][1] = four.y;
-                    mma_f16(base, constants, b[p]);
+                    mma_f16(base, state.constants, b[p]);
                 }
 #pragma unroll
-                for (int r = 0; r < tiles_per_group; r++) {
+                for (int r = 0; r < tiles; r++) {
                     float c[4];
 #pragma unroll
                     for (int i = 0; i < 4; i++)
@@ -130,7 +159,8 @@ template <int bits, int scheme_number> struct GroupAffine {
     }
 };
 
-template <class Format, int token_tiles> EXL_KERNEL(threads) multiply(const Problem problem) {
+template <class Format, int token_tiles> EXL_KERNEL((Plan<Format, token_tiles>::threads), 1)
+multiply(const Problem problem) {
     EXL_DYNAMIC_SHARED(uint8_t, memory);
     multiply_block<Format, token_tiles>(problem, memory);
 }

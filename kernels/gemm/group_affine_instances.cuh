@@ -9,7 +9,7 @@ namespace gemm {
 
 template <class Format, int token_tiles>
 exl_status launch_tiles(const Problem& problem, const Shape& shape, exl_stream stream) {
-    return EXL_LAUNCH_DEPENDENT((multiply<Format, token_tiles>), shape.grid, threads,
+    return EXL_LAUNCH_DEPENDENT((multiply<Format, token_tiles>), shape.grid, (Plan<Format, token_tiles>::threads),
                                 (Plan<Format, token_tiles>::shared_bytes), stream, problem);
 }
 

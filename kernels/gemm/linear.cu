@@ -101,6 +101,11 @@ exl_status check_memory(const Call& call, const Matrix* matrices, const Shape& s
 
 Shape plan(const Call& call, const Matrix* matrices, Problem& problem) {
     const bool gated = call.activation != exl_no_activation;
+    Shape shape = {};
+    for (int size : token_tile_sizes) {
+        shape.token_tiles = size;
+        if (call.rows <= 8 * size) break;
+    }
     problem.rows = call.rows;
     problem.cols = matrices[0].cols;
     problem.steps = divide_up(problem.cols, step_columns);
@@ -116,12 +121,7 @@ Shape plan(const Call& call, const Matrix* matrices, Problem& problem) {
         projection.slice_steps = slice_steps_of(projection.rows, problem.steps);
         projection.slices = divide_up(problem.steps, projection.slice_steps);
         max_slices = std::max(max_slices, projection.slices);
-        if (!gated || i == 0) blocks += divide_up(projection.tiles, gated ? groups : tiles_per_block);
-    }
-    Shape shape = {};
-    for (int size : token_tile_sizes) {
-        shape.token_tiles = size;
-        if (call.rows <= 8 * size) break;
+        if (!gated || i == 0) blocks += divide_up(projection.tiles, gated ? tiles_of_block / 2 : tiles_of_block);
     }
     const int token_blocks = divide_up(call.rows, 8 * shape.token_tiles);
     // Enough blocks to fill a large GPU: few rows wait for memory and want many small blocks, many rows want few copies
@@ -130,7 +130,7 @@ Shape plan(const Call& call, const Matrix* matrices, Problem& problem) {
     problem.slots = problem.split ? max_slices : max_slices > 1 ? 1 : 0;
     shape.grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(problem.split ? max_slices : 1),
                       static_cast<unsigned>(token_blocks));
-    const int64_t values = tiles_per_group * shape.token_tiles * threads,
+    const int64_t values = tiles_of_block * shape.token_tiles * group_size,
                   all = static_cast<int64_t>(blocks) * token_blocks;
     shape.num_tickets = problem.split ? all : 0;
     shape.partial_bytes = all * problem.slots * values * static_cast<int64_t>(sizeof(float4));

@@ -9,13 +9,15 @@
 namespace exl {
 namespace gemm {
 
-// The accumulators of two tiles times 8 tokens each: lane 4 g + t holds rows g, g, g + 8, g + 8 and tokens 2t, 2t + 1.
+// The accumulators of tiles of 16 rows times 8 tokens: lane 4 g + t holds rows g, g, g + 8, g + 8 and tokens 2t, 2t + 1.
 template <int token_tiles> struct Sums {
-    float values[tiles_per_group][token_tiles][4];
+    static constexpr int tiles = tiles_of_group(token_tiles), all = tiles * token_tiles;
+    static constexpr int threads = threads_of_block(token_tiles);
+    float values[tiles][token_tiles][4];
 
     template <class F> EXL_DEVICE static void for_each(F f) {
 #pragma unroll
-        for (int r = 0; r < tiles_per_group; r++)
+        for (int r = 0; r < tiles; r++)
 #pragma unroll
             for (int n = 0; n < token_tiles; n++)
 #pragma unroll
@@ -35,18 +37,19 @@ EXL_DEVICE void write(const Projection& projection, int token, int row, float va
         projection.out_f32[at] = value;
 }
 
-template <class Format, int token_tiles>
-EXL_DEVICE void write_all(const Problem& problem, const Work& work, const Sums<token_tiles>& sums, int first_row) {
+template <class Format, int token_tiles> EXL_DEVICE void write_all(const Problem& problem,
+                                                                   const Work<Sums<token_tiles>::tiles>& work,
+                                                                   const Sums<token_tiles>& sums, int first_row) {
     const int g = lane() / 4, t = lane() % 4;
-    const bool gated = problem.activation != exl_no_activation;
+    constexpr int half_of = Sums<token_tiles>::tiles / 2;
     Sums<token_tiles>::for_each([&](int r, int n, int i) {
-        const int token = first_row + 8 * n + 2 * t + i % 2, row = work.tiles[r] * tile_rows + g + i / 2 * 8;
-        if (token >= problem.rows || row >= problem.projections[work.projections[r]].rows) return;
+        const int token = first_row + 8 * n + 2 * t + i % 2, row = work.tile(r) * tile_rows + g + i / 2 * 8;
+        if (token >= problem.rows || row >= problem.projections[work.projection(r)].rows) return;
         const float value = sums.values[r][n][i] * Format::unit(i);
-        if (!gated) {
-            write(problem.projections[work.projections[r]], token, row, value);
-        } else if (r == 0) {
-            float gate = value, up = sums.values[1][n][i] * Format::unit(i);
+        if (!work.gated) {
+            write(problem.projections[work.projection(r)], token, row, value);
+        } else if (r < half_of) {
+            float gate = value, up = sums.values[r + half_of][n][i] * Format::unit(i);
             if (problem.projections[0].bias) gate += problem.projections[0].bias[row];
             if (problem.projections[1].bias) up += problem.projections[1].bias[row];
             const Projection& out = problem.projections[0];
@@ -62,7 +65,7 @@ EXL_DEVICE void write_all(const Problem& problem, const Work& work, const Sums<t
 
 // Partial sums lie as the threads hold them: [block][slot][value of 4][thread].
 template <int token_tiles> EXL_DEVICE float4* partials_of_block(const Problem& problem) {
-    constexpr int values = tiles_per_group * token_tiles;
+    constexpr int values = Sums<token_tiles>::all, threads = Sums<token_tiles>::threads;
     const int block = static_cast<int>(blockIdx.z * gridDim.x + blockIdx.x);
     return problem.partials + static_cast<int64_t>(block) * problem.slots * (values * threads) + threadIdx.x;
 }
@@ -71,9 +74,10 @@ template <int token_tiles> EXL_DEVICE float4* partials_of_block(const Problem& p
 // there are none to spare.
 template <int token_tiles>
 EXL_DEVICE void fold_slice(const Problem& problem, Sums<token_tiles>& sums, bool first, bool last) {
+    constexpr int threads = Sums<token_tiles>::threads;
     float4* kept = partials_of_block<token_tiles>(problem);
 #pragma unroll
-    for (int v = 0; v < tiles_per_group * token_tiles; v++) {
+    for (int v = 0; v < Sums<token_tiles>::all; v++) {
         float (&sum)[4] = sums.values[v / token_tiles][v % token_tiles];
         const float4 before = first ? make_float4(0, 0, 0, 0) : kept[v * threads];
         sum[0] = before.x + sum[0], sum[1] = before.y + sum[1], sum[2] = before.z + sum[2], sum[3] = before.w + sum[3];
@@ -87,7 +91,7 @@ EXL_DEVICE void fold_slice(const Problem& problem, Sums<token_tiles>& sums, bool
 // do not exist are left out.
 template <int token_tiles>
 EXL_DEVICE bool add_slices(const Problem& problem, Sums<token_tiles>& sums, int first_row, int slices) {
-    constexpr int values = tiles_per_group * token_tiles;
+    constexpr int values = Sums<token_tiles>::all, threads = Sums<token_tiles>::threads;
     float4* partials = partials_of_block<token_tiles>(problem);
     float4* mine = partials + blockIdx.y * (values * threads);
     const int first_token = first_row + lane() % 4 * 2;

@@ -15,8 +15,11 @@ using layouts::record_steps;
 using layouts::step_columns;
 using layouts::tile_rows;
 
-constexpr int groups = 4, threads = groups * group_size;
-constexpr int tiles_per_group = 2, tiles_per_block = groups * tiles_per_group;
+constexpr int tiles_of_block = 8;
+// Tiles of a group of 32 lanes: what they share is paid once, and their sums have to fit the registers.
+EXL_LAYOUT int tiles_of_group(int token_tiles) { return token_tiles <= 2 ? 4 : 2; }
+EXL_LAYOUT int groups_of_block(int token_tiles) { return tiles_of_block / tiles_of_group(token_tiles); }
+EXL_LAYOUT int threads_of_block(int token_tiles) { return groups_of_block(token_tiles) * group_size; }
 
 // One matrix and where its product goes.
 struct Projection {
@@ -45,26 +48,32 @@ struct Problem {
     Projection projections[exl_max_projections];
 };
 
-// What a block does: two tiles a group of lanes, of one projection, or with an activation one tile of each of two.
-struct Work {
-    int projections[tiles_per_group];
-    int tiles[tiles_per_group];
+// What a group of lanes does: `tiles` tiles of one projection, or with an activation half as many of each of two.
+template <int tiles> struct Work {
+    int chosen, first_tile;
+    bool gated;
     int first_step, steps, slice_steps, slices;
+
+    EXL_DEVICE int projection(int r) const { return gated ? r / (tiles / 2) : chosen; }
+    EXL_DEVICE int tile(int r) const { return first_tile + (gated ? r % (tiles / 2) : r); }
+    // Where this group's part of K of tile r starts; behind the last tile that one again.
+    EXL_DEVICE const uint8_t* address(const Problem& problem, int r, int64_t from_start) const {
+        const Projection& of = problem.projections[projection(r)];
+        const int index = tile(r) < of.tiles ? tile(r) : of.tiles - 1;
+        return of.data + index * of.tile_stride + from_start;
+    }
 };
 
-EXL_DEVICE Work find_work(const Problem& problem) {
-    Work work;
-    int chosen = 0;
+template <int tiles> EXL_DEVICE Work<tiles> find_work(const Problem& problem) {
+    Work<tiles> work;
     const int block = static_cast<int>(blockIdx.x), slice = static_cast<int>(blockIdx.y);
-    const bool gated = problem.activation != exl_no_activation;
+    work.gated = problem.activation != exl_no_activation;
+    work.chosen = 0;
     for (int i = 1; i < problem.num_projections; i++)
-        if (!gated && block >= problem.projections[i].first_block) chosen = i;
-    const Projection& first = problem.projections[chosen];
-    const int local = block - first.first_block;
-    for (int r = 0; r < tiles_per_group; r++) {
-        work.projections[r] = gated ? r : chosen;
-        work.tiles[r] = gated ? local * groups + group() : (local * groups + group()) * tiles_per_group + r;
-    }
+        if (!work.gated && block >= problem.projections[i].first_block) work.chosen = i;
+    const Projection& first = problem.projections[work.chosen];
+    work.first_tile =
+        ((block - first.first_block) * (tiles_of_block / tiles) + group()) * (work.gated ? tiles / 2 : tiles);
     work.slice_steps = first.slice_steps;
     work.slices = first.slices;
     work.first_step = problem.split ? slice * first.slice_steps : 0;
@@ -77,7 +86,7 @@ EXL_DEVICE Work find_work(const Problem& problem) {
 // some 512 blocks; at least 2 records.
 inline int slice_steps_of(int rows, int steps) {
     constexpr int wanted_blocks = 512, least = 2 * record_steps;
-    constexpr int block_rows = tiles_per_block * tile_rows;
+    constexpr int block_rows = tiles_of_block * tile_rows;
     const int row_blocks = (rows + block_rows - 1) / block_rows;
     int slice = (steps + record_steps - 1) / record_steps * record_steps;
     while (slice > least && row_blocks * ((steps + slice - 1) / slice) < wanted_blocks) {
