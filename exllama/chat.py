@@ -7,6 +7,9 @@ import sys
 
 from exllama.cli.console import run_command_line
 from exllama.cli.flags import add_draft_flag, add_model_flags, positive
+from exllama.cli.sampling_flags import add_sampling_flags
+
+DEFAULTS = {"top_p": 0.95, "repetition_penalty": 1.1}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,12 +23,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument_group("answers").add_argument
     add("--system", default="", metavar="TEXT", help="the system message")
     add("--max-new-tokens", type=positive, default=1024, metavar="N", help="longest answer (default: %(default)s)")
-    add("--temperature", type=float, metavar="T", help="0 is greedy (default: 0 behind a pipe, else 0.3)")
-    add("--top-k", type=int, metavar="K", help="keep the K likeliest tokens (default: all)")
-    add("--top-p", type=float, default=0.95, metavar="P", help="keep the likeliest P of all (default: %(default)s)")
-    add("--min-p", type=float, metavar="P", help="drop tokens below this share of the likeliest one (default: none)")
-    add("--repetition-penalty", type=float, default=1.1, metavar="R", help="1 is none (default: %(default)s)")
-    add("--seed", type=int, metavar="N", help="repeat the same answers (default: different ones)")
+    add_sampling_flags(made, DEFAULTS)
     return made
 
 

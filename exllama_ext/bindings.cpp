@@ -317,37 +317,67 @@ py::list available_levels() {
 }
 
 using Doubles = py::array_t<double, py::array::c_style>;
+using BitMask = py::array_t<uint32_t, py::array::c_style>;
 
-// Parameters of row r in element r; history of row r in [offsets[r], offsets[r + 1]).
-py::list sample_rows(const std::string& level, const Floats& logits, const Doubles& temperature, const Ints& top_k,
-                     const Doubles& top_p, const Doubles& min_p, const Doubles& penalty,
-                     const py::array_t<uint64_t>& seed, const py::array_t<int64_t>& position, const Ints& history,
-                     const Ints& offsets) {
-    require(logits.ndim() == 2, "logits must be (rows, vocabulary)");
-    const int64_t rows = logits.shape(0), vocab = logits.shape(1);
-    for (const py::array& array : {py::array(temperature), py::array(top_k), py::array(top_p), py::array(min_p),
-                                   py::array(penalty), py::array(seed), py::array(position)})
-        require(array.size() >= rows, "sampling parameters are fewer than the rows");
-    require(offsets.size() > rows && offsets.at(0) == 0 && offsets.at(rows) <= history.size(),
-            "history offsets are out of range");
-    const Kernels& kernels = kernels_of(level);
-    std::vector<float> scratch(static_cast<size_t>(vocab));
-    py::list tokens;
-    for (int64_t r = 0; r < rows; ++r) {
-        const int32_t begin = offsets.at(r), length = offsets.at(r + 1) - begin;
-        require(length >= 0, "history offsets must ascend");
-        const SampleRow row{temperature.at(r),
-                            top_k.at(r),
-                            top_p.at(r),
-                            min_p.at(r),
-                            penalty.at(r),
-                            seed.at(r),
-                            uint64_t(position.at(r)),
-                            history.data() + begin,
-                            length};
-        tokens.append(sample(kernels, logits.data() + r * vocab, scratch.data(), int32_t(vocab), row));
+// What rows point into while they are sampled.
+using Kept = std::vector<py::array>;
+
+template <typename Array> Array keep(const py::handle& object, Kept& kept) {
+    Array array = object.cast<Array>();
+    kept.push_back(array);
+    return array;
+}
+
+// Row r of lists that have an element per row: (n,) tokens, (ids, values) or None, (words,) or None.
+SampleRow sample_row(const SampleSettings& settings, const py::handle& tokens, const py::handle& bias,
+                     const py::handle& allowed, int64_t vocab, Kept& kept) {
+    SampleRow row{};
+    row.settings = settings;
+    const auto history = keep<Ints>(tokens, kept);
+    row.history = history.data();
+    row.history_length = history.size();
+    if (!bias.is_none()) {
+        const auto pair = bias.cast<py::tuple>();
+        const auto ids = keep<Ints>(pair[0], kept);
+        const auto values = keep<Doubles>(pair[1], kept);
+        require(ids.size() == values.size(), "a bias has as many ids as values");
+        row.bias_ids = ids.data();
+        row.biases = values.data();
+        row.num_biases = ids.size();
     }
-    return tokens;
+    if (!allowed.is_none()) {
+        const auto mask = keep<BitMask>(allowed, kept);
+        require(mask.size() == (vocab + 31) / 32, "a mask has a bit per token, in words of 32");
+        row.mask = mask.data();
+    }
+    return row;
+}
+
+py::list sample_rows(const std::string& level, const Floats& logits, const py::array& settings,
+                     const py::list& histories, const py::list& biases, const py::list& masks) {
+    require(logits.ndim() == 2, "logits must be (rows, vocabulary)");
+    const size_t rows = size_t(logits.shape(0));
+    const int64_t vocab = logits.shape(1);
+    require(size_t(settings.itemsize()) == sizeof(SampleSettings) && settings.ndim() == 1, "settings have a layout");
+    require(settings.flags() & py::array::c_style, "settings must be contiguous");
+    require(
+        size_t(settings.size()) >= rows && histories.size() >= rows && biases.size() >= rows && masks.size() >= rows,
+        "sampling parameters are fewer than the rows");
+    const Kernels& kernels = kernels_of(level);
+    std::vector<SampleRow> parameters;
+    Kept kept;
+    for (size_t r = 0; r < rows; ++r) {
+        const auto& own = static_cast<const SampleSettings*>(settings.data())[r];
+        parameters.push_back(sample_row(own, histories[r], biases[r], masks[r], vocab, kept));
+    }
+    std::vector<int32_t> tokens(rows);
+    const float* data = logits.data();
+    {
+        py::gil_scoped_release release;
+        for (size_t r = 0; r < rows; ++r)
+            tokens[r] = sample(kernels, data + int64_t(r) * vocab, int32_t(vocab), parameters[r]);
+    }
+    return py::cast(tokens);
 }
 
 exl::layouts::Codebook codebook_of(const std::string& name) {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from exllama.errors import ExllamaError
+from exllama.generator.sampling.logprobs import TokenLogprob
 
 if TYPE_CHECKING:
     from exllama.generator.job import Job
@@ -46,11 +49,14 @@ class Text:
 
     The texts of a job, one after the other, are what the tokens decode to, except that a stop string and what follows
     it are cut off, if need be inside of the last token. text is empty only where the last tokens stand for no text.
+    logprobs: one per token. logits: (tokens, V) float32, the model's. Both only if the job asks for them.
     """
 
     job: Job
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    logits: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Finished:
     `error` says what.
     text: the whole answer. prompt_tokens, new_tokens: counts, a stop token included. cached_tokens: prompt tokens that
     were found in the cache when the job started. accepted_drafts, rejected_drafts: tokens guessed by speculation
-    that were drawn, and that were computed in vain.
+    that were drawn, and that were computed in vain. logprobs, logits: as in Text, of all new tokens, a stop included.
     """
 
     job: Job
@@ -76,6 +82,8 @@ class Finished:
     times: Times
     stop: str | int | None = None
     error: ExllamaError | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    logits: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
 
 Event = Started | Prefill | Text | Finished

@@ -36,6 +36,9 @@ from exllama.generator.drafting.speculation import Speculation
 from exllama.generator.events import Event, Finished, Text
 from exllama.generator.job import Job
 from exllama.generator.sampling import GREEDY, Sampling
+from exllama.generator.sampling.breakers import Breakers
+from exllama.generator.sampling.job_sampler import JobSampler
+from exllama.generator.sampling.logprobs import Wish
 from exllama.generator.scheduler import MAX_QUEUE, Scheduler
 from exllama.generator.sequence import Sequence as Running
 from exllama.generator.turns import Turns
@@ -121,6 +124,7 @@ class Generator:
             self._pool, runner.max_sequences, runner.max_rows, self.context_length, runner.cache.copy_page, max_queue,
             self._speculation,
         )  # fmt: skip
+        self._breakers = Breakers(self.tokenizer, model.vocab_size)
         self._lock = Turns()
         self._sequences: dict[Job, Running] = {}  # unfinished jobs
         self._mailboxes: dict[Job, list[Event]] = {}  # of jobs that a call of generate, stream or chat waits for
@@ -177,7 +181,7 @@ class Generator:
     @overload  # a str is a sequence of str too, so the first one that fits counts
     def generate(  # type: ignore[overload-overlap]
         self,
-        prompt: Prompt,
+        prompt: Prompt | Job,
         max_new_tokens: int | None = ...,
         sampling: Sampling = ...,
         stop: Sequence[str | int] = ...,
@@ -185,7 +189,7 @@ class Generator:
     @overload
     def generate(
         self,
-        prompt: Sequence[Prompt],
+        prompt: Sequence[Prompt | Job],
         max_new_tokens: int | None = ...,
         sampling: Sampling = ...,
         stop: Sequence[str | int] = ...,
@@ -199,11 +203,13 @@ class Generator:
     ) -> str | list[str]:
         """The answer to a prompt, or to each of a list of prompts, which run as one batch. Arguments as in Job.
 
+        A Job, which has its own arguments, tells afterwards more than the text (`job.finished`).
+
         Raises what `enqueue` raises, and NumericsError when the model's output is no number.
         """
         several = isinstance(prompt, (list, tuple)) and len(prompt) > 0 and not _is_token(prompt[0])
         prompts = prompt if several else [prompt]
-        jobs = [Job(each, max_new_tokens, sampling, stop) for each in prompts]
+        jobs = [each if isinstance(each, Job) else Job(each, max_new_tokens, sampling, stop) for each in prompts]
         for _ in self._run(jobs):
             pass
         return [job.text for job in jobs] if several else jobs[0].text
@@ -244,11 +250,12 @@ class Generator:
             self._check_open()
             if job.answer is not None:
                 raise UsageError("this job was enqueued before: make a new Job for every answer")
+            sampler = self._job_sampler(job)
             strings = [stop for stop in job.stop if isinstance(stop, str)]
             answer = Answer(IncrementalDetokenizer(self.tokenizer), strings, job.min_new_tokens)
             stop_ids = frozenset(self.tokenizer.eos_ids).union(stop for stop in job.stop if isinstance(stop, int))
             table = PageTable(self._pool, job.salt)
-            sequence = Running(job, prompt, self.context_length, stop_ids, answer, table)
+            sequence = Running(job, prompt, self.context_length, stop_ids, answer, table, sampler)
             sequence.constraint = constraint
             self._scheduler.add(sequence)
             job.answer, self._sequences[job] = answer, sequence
@@ -389,6 +396,11 @@ class Generator:
             what = "context" if self.context_length < self.cache_tokens else "cache"
             raise ContextError(len(array), self.context_length, what)
         return np.array(array, np.int32)
+
+    def _job_sampler(self, job: Job) -> JobSampler:
+        breakers = job.sampling.dry_sequence_breakers if job.sampling.dry_multiplier else ()
+        wish = Wish(job.logprobs, job.filtered_logprobs, job.return_logits)
+        return JobSampler(job.sampling, job.fix_seed(), self.model.vocab_size, self._breakers.ids(breakers), wish)
 
     def _check_open(self) -> None:
         if self._closed:

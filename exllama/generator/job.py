@@ -16,6 +16,7 @@ from exllama.generator.sampling.settings import check_range
 
 MAX_STOPS = 64
 MAX_PRIORITY = 1000
+MAX_LOGPROBS = 1024
 
 
 @dataclass(eq=False)
@@ -30,6 +31,8 @@ class Job:
     overtaken for ever (scheduler.MAX_SKIPS). deadline: seconds after enqueue at which the answer ends unfinished
     ("deadline"); among equal priorities the nearest deadline runs first. grammars: the answer follows all of them
     (a model's end token ends it where they allow an end). banned_strings: texts that never occur in the answer.
+    logprobs: report the log-probability of every new token and as many of the most probable tokens in its place; None:
+    neither. filtered_logprobs: also of the distribution that the token was drawn from. return_logits: the logits too.
     """
 
     prompt: str | Sequence[int]
@@ -43,6 +46,9 @@ class Job:
     deadline: float | None = None
     grammars: Sequence[Grammar] = ()
     banned_strings: Sequence[str] = ()
+    logprobs: int | None = None
+    filtered_logprobs: bool = False
+    return_logits: bool = False
     finished: Finished | None = field(default=None, init=False)
     answer: Answer | None = field(default=None, init=False, repr=False)  # the generator's; set by enqueue
 
@@ -59,12 +65,20 @@ class Job:
             raise UsageError(f"sampling is {self.sampling!r}, expected a Sampling")
         if not isinstance(self.salt, bytes):
             raise UsageError(f"salt is {type(self.salt).__name__}, expected bytes")
+        self._check_logprobs()
         self.stop = check_stops(self.stop)
         self.grammars = (self.grammars,) if isinstance(self.grammars, Grammar) else tuple(self.grammars)
         if not all(isinstance(grammar, Grammar) for grammar in self.grammars):
             raise UsageError(f"grammars holds {self.grammars!r}, expected objects of Grammar")
         if self.banned_strings:
             self.grammars += (Grammar.without(self.banned_strings),)
+
+    def _check_logprobs(self) -> None:
+        top = self.logprobs
+        if top is not None and (isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= MAX_LOGPROBS):
+            raise UsageError(f"logprobs is {top!r}, expected a whole number from 0 to {MAX_LOGPROBS}, or None")
+        if self.filtered_logprobs and top is None:
+            raise UsageError("filtered_logprobs is set without logprobs, expected how many alternatives in logprobs")
 
     @property
     def text(self) -> str:

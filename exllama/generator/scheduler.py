@@ -22,10 +22,10 @@ from collections.abc import Callable, Mapping
 import torch
 
 from exllama.cache.pages import PagePool
-from exllama.errors import ConstraintError, ExllamaError, NumericsError, QueueFull, cache_fault
+from exllama.errors import ConstraintError, ExllamaError, QueueFull, cache_fault
 from exllama.generator.drafting.speculation import Speculation
-from exllama.generator.events import Event, Prefill, Reason, Started, Text
-from exllama.generator.sampling.sampler import NOT_A_TOKEN
+from exllama.generator.events import Event, Prefill, Reason, Started
+from exllama.generator.sampling.sampler import sampling_error
 from exllama.generator.sequence import Sequence
 from exllama.generator.step import Step
 
@@ -310,12 +310,11 @@ class Scheduler:
         """What a drawn token means for its sequence; True: it goes on, and the token is its next draft."""
         self._advance(sequence, sequence.num_tokens - sequence.computed)
         constraint = sequence.constraint
-        if token == NOT_A_TOKEN and constraint is not None and constraint.error:
+        if token < 0 and constraint is not None and constraint.error:
             self._end(sequence, "error", now, error=ConstraintError(constraint.error))
             return False
-        if token == NOT_A_TOKEN:
-            message = f"the logits at position {sequence.computed - 1} are not finite: this job ends, others go on"
-            self._end(sequence, "error", now, error=NumericsError(message))
+        if token < 0:
+            self._end(sequence, "error", now, error=sampling_error(token, sequence.computed - 1))
             return False
         guessed = sequence.append_drawn(token)
         if not sequence.first_token:
@@ -328,7 +327,7 @@ class Scheduler:
         answer = sequence.answer
         text, token_ids = answer.add(token)
         if text or token_ids:
-            self._events.append(Text(sequence.job, text, token_ids))
+            self._events.append(sequence.text_event(text, token_ids))
         if answer.stop is not None:
             self._end(sequence, "stop_string", now, answer.stop)
         elif sequence.num_tokens >= sequence.last:
@@ -340,7 +339,7 @@ class Scheduler:
     def _finish_text(self, sequence: Sequence, reason: Reason, now: float, stop: int | None = None) -> None:
         text, token_ids = sequence.answer.finish()
         if text or token_ids:
-            self._events.append(Text(sequence.job, text, token_ids))
+            self._events.append(sequence.text_event(text, token_ids))
         if sequence.answer.stop is not None:
             self._end(sequence, "stop_string", now, sequence.answer.stop)
         else:

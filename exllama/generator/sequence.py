@@ -11,8 +11,9 @@ from exllama.cache.page_table import PageTable
 from exllama.errors import ExllamaError
 from exllama.generator.answer import Answer
 from exllama.generator.constraints.constraint import Constraint
-from exllama.generator.events import Finished, Reason, Times
+from exllama.generator.events import Finished, Reason, Text, Times
 from exllama.generator.job import Job
+from exllama.generator.sampling.job_sampler import JobSampler
 
 _ROOM = 256  # tokens by which the buffer grows at least
 _FIRST = -math.inf  # goes before every priority
@@ -34,9 +35,10 @@ class Sequence:
         stop_ids: frozenset[int],
         answer: Answer,
         table: PageTable,
+        sampler: JobSampler,
     ) -> None:
         self.job, self.answer, self.table = job, answer, table
-        self.sampling, self.seed = job.sampling, job.fix_seed()
+        self.sampler = sampler
         self.stop_ids = stop_ids
         self.prompt_tokens = self.num_tokens = len(prompt)
         self.limit = limit  # tokens that model and cache can hold; the answer ends at `last`, for `end_reason`
@@ -109,6 +111,12 @@ class Sequence:
         self.rejected_drafts += self.num_drafts
         self.num_drafts = 0
 
+    def text_event(self, text: str, token_ids: tuple[int, ...]) -> Text:
+        """The next piece of the answer and what the job wants to know of its tokens."""
+        records = self.sampler.records
+        logprobs, logits = records.take(len(token_ids)) if records else ((), None)
+        return Text(self.job, text, token_ids, logprobs, logits)
+
     def times(self, now: float) -> Times:
         """How long each phase took until now."""
         admitted = self.admitted or now
@@ -119,8 +127,10 @@ class Sequence:
         self, reason: Reason, now: float, stop: str | int | None = None, error: ExllamaError | None = None
     ) -> Finished:
         """The event of the end, which the job keeps."""
+        records = self.sampler.records
+        learnt = records.all() if records else ((), None)
         self.job.finished = event = Finished(
             self.job, self.answer.text, reason, self.prompt_tokens, self.num_tokens - self.prompt_tokens,
-            self.cached_tokens, self.accepted_drafts, self.rejected_drafts, self.times(now), stop, error,
+            self.cached_tokens, self.accepted_drafts, self.rejected_drafts, self.times(now), stop, error, *learnt,
         )  # fmt: skip
         return event

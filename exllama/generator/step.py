@@ -105,7 +105,7 @@ class Step:
     def draw(self, sequences: Many[Sequence], logits: torch.Tensor) -> list[int]:
         """The next token of each sequence; logits: (len(sequences), V) float32, what the model says after its tokens.
 
-        NOT_A_TOKEN where the logits are no numbers.
+        Negative where there is none (sampling_error says why).
         """
         self._sampling.clear()
         for row, sequence in enumerate(sequences):
@@ -113,5 +113,5 @@ class Step:
                 logits[row, list(sequence.stop_ids)] = -torch.inf
             if sequence.constraint is not None:
                 apply_mask(logits[row].numpy(), sequence.constraint.mask())
-            self._sampling.add(sequence.sampling, sequence.seed, sequence.buffer, sequence.num_tokens)
+            self._sampling.add(sequence.sampler, sequence.buffer, sequence.num_tokens)
         return sample_rows(logits, self._sampling)

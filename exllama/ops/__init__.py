@@ -22,13 +22,14 @@ from exllama.ops.protocol import (
     Weight,
     WeightPacker,
 )
-from exllama.ops.sampling import SamplingParameters, sample
+from exllama.ops.sampling import SAMPLE_SETTINGS, SamplingParameters, sample
 
 __all__ = [
     "BLOCK_TYPES",
     "DENSE_TYPES",
     "PAGE_SIZE",
     "RESIDUAL_ABOVE",
+    "SAMPLE_SETTINGS",
     "Activation",
     "Buffer",
     "CpuLayerCache",

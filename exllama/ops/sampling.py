@@ -9,39 +9,33 @@ import torch
 
 from exllama.ops.native import cpu_level, native
 
+# One row; the layout of SampleSettings in kernels/cpu/exl_cpu.h, which says what the fields mean.
+_DOUBLES = (
+    "temperature min_temp max_temp temp_exponent smoothing_factor smoothing_curve top_p top_a min_p xtc_probability "
+    "xtc_threshold skew repetition_penalty presence_penalty frequency_penalty"
+)
+_INTEGERS = "repetition_range repetition_decay top_k temperature_last position"
+SAMPLE_SETTINGS = np.dtype(
+    [(name, "f8") for name in _DOUBLES.split()] + [(name, "i8") for name in _INTEGERS.split()] + [("seed", "u8")]
+)
+
 
 class SamplingParameters(Protocol):
-    """Arrays with an element per row; row r's history is history[history_offsets[r] : history_offsets[r + 1]]."""
+    """An element per row. histories: (n,) int32; biases: (ids int32, values float64) or None; masks: bits or None."""
 
-    temperature: np.ndarray[Any, np.dtype[np.float64]]
-    top_k: np.ndarray[Any, np.dtype[np.int32]]
-    top_p: np.ndarray[Any, np.dtype[np.float64]]
-    min_p: np.ndarray[Any, np.dtype[np.float64]]
-    repetition_penalty: np.ndarray[Any, np.dtype[np.float64]]
-    seed: np.ndarray[Any, np.dtype[np.uint64]]
-    position: np.ndarray[Any, np.dtype[np.int64]]
-    history_offsets: np.ndarray[Any, np.dtype[np.int32]]
-
-    @property
-    def history(self) -> np.ndarray[Any, np.dtype[np.int32]]: ...
+    settings: np.ndarray[Any, Any]  # of SAMPLE_SETTINGS
+    histories: list[np.ndarray[Any, np.dtype[np.int32]]]
+    biases: list[tuple[np.ndarray[Any, np.dtype[np.int32]], np.ndarray[Any, np.dtype[np.float64]]] | None]
+    masks: list[np.ndarray[Any, np.dtype[np.uint32]] | None]
 
 
 def sample(logits: torch.Tensor, rows: SamplingParameters) -> list[int]:
-    """The next token of every row: logits (L, V) float32 on the CPU -> L ids; -1: the row holds NaN, +inf or only -inf.
+    """The next token of every row: logits (L, V) float32 on the CPU -> L ids.
 
-    Probabilities are float32 (2 ulp), sums float64; the rules are those of generator/sampling/filters.py.
+    -1: the row holds NaN or +inf; -2: every logit is -inf or masked. Probabilities are float32 (2 ulp), sums float64;
+    the rules are those of generator/sampling/stack.py, without tail-free, typical and feedback samplers.
     """
     tokens: list[int] = native().sample_rows(
-        cpu_level(),
-        logits.numpy(),
-        rows.temperature,
-        rows.top_k,
-        rows.top_p,
-        rows.min_p,
-        rows.repetition_penalty,
-        rows.seed,
-        rows.position,
-        rows.history,
-        rows.history_offsets,
+        cpu_level(), logits.numpy(), rows.settings, rows.histories, rows.biases, rows.masks
     )
     return tokens

@@ -135,16 +135,31 @@ struct Run {
     int32_t* faults;            // (rows,) -1, or the first layer whose cache cannot hold the row's key or value
 };
 
-struct SampleRow {
-    double temperature;         // 0 = greedy
-    int32_t top_k;              // 0 = off
-    double top_p;               // 1 = off
-    double min_p;               // 0 = off
-    double repetition_penalty;  // 1 = off
+// How one row is sampled; read from an array of ops.SAMPLE_SETTINGS, so all fields take 8 bytes.
+struct SampleSettings {
+    double temperature;                                    // 0 = greedy
+    double min_temp, max_temp, temp_exponent;              // max_temp 0 = no dynamic temperature
+    double smoothing_factor, smoothing_curve;              // 0 = off
+    double top_p, top_a, min_p;                            // 1, 0, 0 = off
+    double xtc_probability, xtc_threshold;                 // 0 = off
+    double skew;                                           // 0 = off
+    double repetition_penalty, presence_penalty, frequency_penalty;  // 1, 0, 0 = off
+    int64_t repetition_range, repetition_decay;            // range 0 = the whole history, without decay
+    int64_t top_k;                                         // 0 = off
+    int64_t temperature_last;                              // 0 or 1
+    uint64_t position;                                     // counter of the random numbers
     uint64_t seed;
-    uint64_t position;          // counter of the random number
-    const int32_t* history;     // tokens that the repetition penalty applies to
-    int32_t history_length;
+};
+static_assert(sizeof(SampleSettings) == 21 * 8);
+
+struct SampleRow {
+    SampleSettings settings;
+    const int32_t* history;     // tokens that the penalties look at, the last one last
+    int64_t history_length;
+    const int32_t* bias_ids;    // added to logits, in this order
+    const double* biases;
+    int64_t num_biases;
+    const uint32_t* mask;       // bit t % 32 of word t / 32: token t can be drawn; null = all can
 };
 
 constexpr int page_size = 256;
@@ -160,7 +175,10 @@ struct Kernels {
     int64_t (*attention_scratch)(const AttentionArgs&, int32_t max_pages, int32_t workers);
     void (*dequantize)(const Weight&, int32_t row, float* out);  // one row, (cols,)
     float (*logits_peak)(const float* logits, int32_t n);
+    void (*smooth)(const float* logits, int32_t n, float peak, float factor, float curve, float* out);
     double (*exponentials)(const float* logits, int32_t n, float peak, float scale, float* out);
+    double (*entropy)(const float* logits, int32_t n, float peak);
+    int32_t (*between)(const float* values, int32_t n, float low, float high, int32_t limit, int32_t* out);
     double (*int8_peak)(Worker&);
     int32_t (*read_all)(const uint8_t* data, int64_t bytes);
     int32_t bf16_activations;   // dense bf16 rounds activations to bf16

@@ -13,8 +13,9 @@ namespace EXL_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels{
-    EXL_TEXT(EXL_ISA), linear,     embed,       rope_table,   rope_and_store, attention, linear_scratch,
-    attention_scratch, dequantize, logits_peak, exponentials, int8_peak,      read_all,  EXL_LEVEL >= 3,
+    EXL_TEXT(EXL_ISA), linear,     embed,          rope_table, rope_and_store, attention, linear_scratch,
+    attention_scratch, dequantize, logits_peak,    smooth,     exponentials,   entropy,   between,
+    int8_peak,         read_all,   EXL_LEVEL >= 3,
 };
 
 }  // namespace EXL_ISA

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
 from exllama.generator.drafting import speculation
 from exllama.generator.drafting.drafter import Guess
-from exllama.generator.sampling import filters
+from exllama.generator.sampling import stack
+from exllama.generator.sampling.job_sampler import JobSampler
 from exllama.generator.sequence import Sequence
 from tests.generator.fake_model import MASK, logits_from, mix
 
@@ -32,23 +35,20 @@ class Foresight:
         for sequence, count in zip(sequences, counts, strict=True):
             n = sequence.num_tokens
             sequence.reserve(n + count)
+            sampler = copy.deepcopy(sequence.sampler)  # a guess must not move the state of the job's own
             for position in range(n, n + count):
-                sequence.buffer[position] = self.guess(sequence, position)
+                sequence.buffer[position] = self.guess(sequence, sampler, position)
             sequence.num_drafts = count
 
-    def guess(self, sequence: Sequence, position: int) -> int:
+    def guess(self, sequence: Sequence, sampler: JobSampler, position: int) -> int:
         sums = self.sums.setdefault(sequence, [(0, 0)])
         del sums[sequence.num_tokens :]  # made from drafts
         for token in sequence.buffer[len(sums) - 1 : position].tolist():
             state, total = sums[-1]
             state = mix(state ^ (token + 1))
             sums.append((state, (total + state) & MASK))
-        sampling = sequence.sampling
-        history = sequence.buffer[max(0, position - sampling.repetition_range) : position]
-        if sampling.repetition_penalty == 1.0:
-            history = history[:0]
-        right = filters.sample(logits_from(sums[position][1], self.ends), sampling, position, history)
-        assert right is not None
+        right = stack.sample(logits_from(sums[position][1], self.ends), sampler, sequence.buffer[:position])
+        assert right >= 0
         return 3 + right % 120 if mix(position) % 100 < self.wrong else right
 
     def settle(self, sequence: Sequence) -> None:

@@ -31,6 +31,7 @@ from exllama.generator.drafting.choose import make_drafter
 from exllama.generator.drafting.drafter import Drafter
 from exllama.generator.drafting.model import OtherModelDrafter
 from exllama.generator.drafting.ngram import NgramDrafter
+from exllama.generator.sampling.job_sampler import JobSampler
 from exllama.generator.sequence import Sequence
 from tests.generator.drafters import Foresight, always, wrong_positions
 from tests.models.test_gguf_models import write
@@ -247,7 +248,7 @@ class Known(Foresight):
         super().__init__(30, longest=5)
         self.texts = {tuple(PROMPTS[i]): [*PROMPTS[i], *tokens] for i, (tokens, _) in answers.items()}
 
-    def guess(self, sequence: Sequence, position: int) -> int:
+    def guess(self, sequence: Sequence, sampler: JobSampler, position: int) -> int:
         right = self.texts[tuple(sequence.job.prompt)][position]
         return (right + 1) % VOCAB if wrong_positions(position, position + 1, self.wrong)[0] else right
 

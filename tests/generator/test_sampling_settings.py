@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from exllama.errors import UsageError
-from exllama.generator.sampling import GREEDY, Sampling, filters
+from exllama.generator.sampling import GREEDY, Sampling, stack
+from exllama.generator.sampling.job_sampler import JobSampler
 from exllama.generator.sampling.philox import philox4x32, uniform
 from exllama.generator.sampling.rows import SamplingRows
+from exllama.generator.sampling.settings import RANGES
 
 
 @pytest.mark.parametrize(
@@ -57,12 +59,14 @@ def test_uniform_is_uniform_and_independent_of_order() -> None:
 
 def test_defaults_are_neutral() -> None:
     logits = np.random.default_rng(1).normal(size=100)
-    ids, shares = filters.candidates(logits, Sampling(), np.arange(50, dtype=np.int32))
+    history = np.arange(50, dtype=np.int32)
+    found = stack.distribution(logits, JobSampler(Sampling(), 0, 100), history)
+    ids, shares = found.ids, np.exp(found.logits)
     expected = np.exp(logits) / np.exp(logits).sum()
     assert len(ids) == 100
     np.testing.assert_allclose(shares, expected[ids], rtol=1e-12)
     assert Sampling(temperature=0) == GREEDY
-    assert filters.sample(logits.astype(np.float32), GREEDY, 0, np.arange(9, dtype=np.int32)) == logits.argmax()
+    assert stack.sample(logits.astype(np.float32), JobSampler(GREEDY, 0, 100), history) == logits.argmax()
 
 
 def test_steps_of_the_definition_by_hand() -> None:
@@ -70,8 +74,8 @@ def test_steps_of_the_definition_by_hand() -> None:
     none = np.empty(0, np.int32)
 
     def kept(**settings: float) -> dict[int, float]:
-        ids, shares = filters.candidates(logits, Sampling(**settings), none)  # type: ignore[arg-type]
-        return {int(i): round(float(s), 6) for i, s in zip(ids, shares, strict=True)}
+        found = stack.distribution(logits, JobSampler(Sampling(**settings), 0, 5), none)  # type: ignore[arg-type]
+        return {int(i): round(math.exp(s), 6) for i, s in zip(*found, strict=True)}
 
     assert kept(top_k=2) == {1: round(0.4 / 0.65, 6), 4: round(0.25 / 0.65, 6)}
     assert list(kept(top_p=0.39)) == [1]
@@ -83,21 +87,67 @@ def test_steps_of_the_definition_by_hand() -> None:
     assert list(kept(top_p=1e-9)) == list(kept(min_p=1.0)) == list(kept(top_k=1)) == [1]
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Sampling)])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, -0.5, True, "1", [1], 1e300])
+NUMBERS = [field.name for field in dataclasses.fields(Sampling) if field.name in RANGES]
+OTHERS = ["logit_bias", "allowed_tokens", "banned_tokens", "dry_sequence_breakers", "temperature_last"]
+
+
+def test_every_field_is_checked() -> None:
+    assert {field.name for field in dataclasses.fields(Sampling)} == {*NUMBERS, *OTHERS}
+    assert set(RANGES) <= set(NUMBERS)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1000, True, "1", [1], 1e300])
 def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"^{name} is .*expected"):
         Sampling(**{name: value})
 
 
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("value", [5, 0.5, "1", [1.5], [-1], [True], [None], [2**31], {-1: 1}, [[1]], [""]])
+def test_nonsense_in_lists_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{name} .*expected"):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf, 1001, "1", None, True])
+def test_bias_is_a_number(bias: Any) -> None:
+    with pytest.raises(UsageError, match=r"^logit_bias is .* for token 7, expected a number"):
+        Sampling(logit_bias={7: bias})
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("top_p", 0), ("top_p", 1.1), ("min_p", 1.5), ("repetition_penalty", 0), ("top_k", 1.0), ("seed", 2**64),
-     ("seed", 1.5), ("repetition_range", 2.0), ("temperature", None), ("top_k", None)],
+     ("seed", 1.5), ("repetition_range", 2.0), ("temperature", None), ("top_k", None), ("mirostat_mode", 1),
+     ("smoothing_curve", 0.5), ("dry_base", 0.9), ("adaptive_decay", 1.0), ("mirostat_tau", 0)],
 )  # fmt: skip
 def test_ranges(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=name):
         Sampling(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name"),
+    [
+        ({"allowed_tokens": []}, "allowed_tokens"),
+        ({"allowed_tokens": [1, 2], "banned_tokens": [1, 2, 3]}, "allowed_tokens"),
+        ({"min_temp": 2.0, "max_temp": 1.0}, "min_temp"),
+        ({"mirostat_mode": 2, "adaptive_target": 0.5}, "adaptive_target"),
+        ({"dry_sequence_breakers": ["x"] * 65}, "dry_sequence_breakers"),
+    ],
+)
+def test_fields_that_contradict_each_other(wanted: dict[str, Any], name: str) -> None:
+    with pytest.raises(UsageError, match=f"^{name} .*expected"):
+        Sampling(**wanted)
+
+
+def test_lists_are_kept_sorted_and_hashable() -> None:
+    one = Sampling(logit_bias={5: 1, 2: -1.0}, banned_tokens=[3, 1, 3], allowed_tokens={9, 1})
+    other = Sampling(logit_bias=((2, -1), (5, 1.0)), banned_tokens=(1, 3), allowed_tokens=[1, 9])
+    assert one == other
+    assert hash(one) == hash(other)
+    assert dataclasses.replace(one, seed=3).banned_tokens == (1, 3)
 
 
 def test_limits_are_accepted() -> None:
@@ -116,18 +166,21 @@ def test_settings_cannot_change_and_copies_are_equal() -> None:
 
 def test_rows_are_rewritten_when_they_change_hands() -> None:
     rows, tokens = SamplingRows(3), np.arange(10, dtype=np.int32)
-    a, b = Sampling(0.5, top_k=3, repetition_penalty=1.1, repetition_range=4), Sampling(0.7, min_p=0.2)
-    for order in ([a, b, a], [b, a], [a], [b, b, b], [a, a, b], [GREEDY, a]):
+    a = JobSampler(Sampling(0.5, top_k=3, repetition_penalty=1.1, repetition_range=4), 1, 10)
+    b, c = JobSampler(Sampling(0.7, min_p=0.2), 2, 10), JobSampler(Sampling(0.7, typical_p=0.5), 3, 10)
+    greedy = JobSampler(GREEDY, 4, 10)
+    for order in ([a, b, a], [b, a], [a], [b, b, b], [a, a, c], [greedy, a], [greedy]):
         rows.clear()
-        for sampling in order:
-            rows.add(sampling, hash(sampling) % 100, tokens, 8)
-        n = rows.count
+        for sampler in order:
+            rows.add(sampler, tokens, 8)
+        n, settings = rows.count, rows.settings
         assert n == len(order)
-        assert rows.temperature[:n].tolist() == [s.temperature for s in order]
-        assert rows.top_k[:n].tolist() == [s.top_k for s in order]
-        assert rows.min_p[:n].tolist() == [s.min_p for s in order]
-        assert rows.seed[:n].tolist() == [hash(s) % 100 for s in order]
-        ends = rows.history_offsets
-        histories = [rows.history[ends[r] : ends[r + 1]].tolist() for r in range(n)]
-        assert histories == [[4, 5, 6, 7] if s is a else [] for s in order]
-        assert rows.argmax_only == all(s is GREEDY for s in order)
+        # what stack.py draws needs no more than an argmax of the native call
+        temperatures = [s.sampling.temperature if s.is_native else 0.0 for s in order]
+        assert settings["temperature"][:n].tolist() == temperatures
+        assert settings["top_k"][:n].tolist() == [s.sampling.top_k for s in order]
+        assert settings["min_p"][:n].tolist() == [s.sampling.min_p for s in order]
+        assert settings["seed"][:n].tolist() == [s.seed for s in order]
+        assert settings["position"][:n].tolist() == [8] * n
+        assert [h.tolist() for h in rows.histories] == [[4, 5, 6, 7] if s is a else [] for s in order]
+        assert rows.argmax_only == all(s is greedy for s in order)

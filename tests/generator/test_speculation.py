@@ -23,12 +23,13 @@ from tests.generator.test_scheduler import Life, assert_right, finish, prompt_of
 
 __all__ = ["always"]
 SAMPLED = Sampling(temperature=0.9, top_k=30, top_p=0.95, repetition_penalty=1.1, repetition_range=20, seed=11)
+STEERED = Sampling(temperature=0.9, mirostat_mode=2, mirostat_tau=3.0, dry_multiplier=0.8, typical_p=0.95, seed=12)
 WRONG = [0, 30, 100]
 
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, STEERED], ids=["greedy", "sampled", "steered"])
 def test_answers_are_the_same_and_counts_are_exact(sampling: Sampling, wrong: int) -> None:
     for new in (1, 2, 9, 10, 256):
         generator, runner = make(drafter=Foresight(wrong))

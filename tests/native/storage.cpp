@@ -90,23 +90,43 @@ void store_all() {
             }
 }
 
+// A bit per combination of what a row may have.
+SampleRow sample_row(uint32_t bits, const int32_t* history, const double* biases, const uint32_t* mask) {
+    const auto has = [&](int bit) { return (bits >> bit & 1) != 0; };
+    SampleRow row{};
+    SampleSettings& s = row.settings;
+    s.temperature = has(0) ? 0.5 : 100.0, s.temperature_last = has(1);
+    s.max_temp = has(2) ? 2.0 : 0.0, s.temp_exponent = 1.0;
+    s.smoothing_factor = has(3) ? 0.3 : 0.0, s.smoothing_curve = 1.5;
+    s.top_k = has(4) ? 5 : 0, s.top_p = has(5) ? 0.3 : 1.0, s.top_a = has(6) ? 0.2 : 0.0, s.min_p = has(7) ? 0.1 : 0.0;
+    s.xtc_probability = has(8) ? 1.0 : 0.0, s.xtc_threshold = 0.05, s.skew = has(9) ? 1.0 : 0.0;
+    s.repetition_penalty = has(10) ? 1.3 : 1.0, s.frequency_penalty = has(10) ? 0.5 : 0.0;
+    s.repetition_range = has(9) ? 2 : 0, s.repetition_decay = 1;
+    s.seed = s.position = ~0ull;
+    row.history = history, row.history_length = 5;
+    if (has(11)) row.bias_ids = history, row.biases = biases, row.num_biases = 5, row.mask = mask;
+    if (bits == 1u << 12) s.temperature = 0.0;
+    return row;
+}
+
 void sample_all() {
     Kernels kernels{};
     kernels.logits_peak = generic::logits_peak;
+    kernels.smooth = generic::smooth;
     kernels.exponentials = generic::exponentials;
-    for (int32_t vocab : {1, 15, 16, 17, 1000}) {
-        std::vector<float> logits = random_floats(size_t(vocab)), scratch(static_cast<size_t>(vocab));
+    kernels.entropy = generic::entropy;
+    kernels.between = generic::between;
+    for (int32_t vocab : {1, 15, 16, 17, 63, 64, 65, 1000}) {
+        std::vector<float> logits = random_floats(size_t(vocab));
         logits[size_t(vocab / 2)] = -INFINITY;
         const int32_t history[] = {0, vocab - 1, -5, vocab, 0};
-        for (double temperature : {0.0, 0.5, 100.0})
-            for (int32_t top_k : {0, 1, 5, 1 << 30})
-                for (double top_p : {1.0, 0.3, 1e-9})
-                    for (double min_p : {0.0, 0.1, 1.0})
-                        for (double penalty : {1.0, 1.3}) {
-                            const SampleRow row{temperature, top_k, top_p, min_p, penalty, ~0ull, ~0ull, history, 5};
-                            const int32_t token = sample(kernels, logits.data(), scratch.data(), vocab, row);
-                            if (token < (vocab == 1 ? -1 : 0) || token >= vocab) std::exit(1);
-                        }
+        const double biases[] = {1.0, -1.0, 2.0, 3.0, 1000.0};
+        const std::vector<uint32_t> mask(size_t(vocab + 31) / 32, 0xffff0fff);
+        for (uint32_t bits = 0; bits <= 1u << 12; ++bits) {
+            const SampleRow row = sample_row(bits, history, biases, mask.data());
+            const int32_t token = sample(kernels, logits.data(), vocab, row);
+            if (token < (vocab == 1 ? no_token_left : 0) || token >= vocab) std::exit(1);
+        }
     }
 }
 

@@ -48,7 +48,7 @@ class Conversation:
         try:
             value: Any = json.loads("null" if text.lower() in ("none", "off") else text)
         except json.JSONDecodeError:
-            raise UsageError(f"{name} is {text!r}, expected a number (or none)") from None
+            raise UsageError(f"{name} is {text!r}, expected a number (or none, or a list as JSON)") from None
         self._set(name, value)
 
     def parameters(self) -> dict[str, Any]:
@@ -56,10 +56,8 @@ class Conversation:
         return {"max_new_tokens": self.max_new_tokens, **asdict(self.sampling)}
 
     def _set(self, name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float | type(None)):
-            raise UsageError(f"{name} is {value!r}, expected a number (or none)")
         if name == "max_new_tokens":
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"max_new_tokens is {value!r}, expected a whole number from 1")
             self.max_new_tokens = value
         else:
@@ -96,9 +94,11 @@ class Conversation:
         self.__dict__.update(fresh.__dict__)
 
 
-def changed(sampling: Sampling, name: str, value: float | None) -> Sampling:
+def changed(sampling: Sampling, name: str, value: Any) -> Sampling:
     """A copy with one field changed, None meaning its default; Sampling itself checks the range."""
     default = next(entry.default for entry in fields(sampling) if entry.name == name)
+    if name == "logit_bias" and isinstance(value, dict):  # the keys of JSON objects are text
+        value = {int(token) if token.isdecimal() else token: bias for token, bias in value.items()}
     changes: dict[str, Any] = {name: default if value is None else value}
     return replace(sampling, **changes)
 

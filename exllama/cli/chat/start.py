@@ -15,15 +15,15 @@ from exllama.cli.chat.statistics import Statistics
 from exllama.cli.chat.terminal import is_interactive, silent_keyboard
 from exllama.cli.console import progress_bars
 from exllama.cli.flags import placement_options
+from exllama.cli.sampling_flags import given_sampling
 from exllama.generator import Generator, Sampling
 
 TEMPERATURE = 0.3  # small models ramble above it
-SAMPLING_FLAGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
 def start(args: argparse.Namespace) -> int:
     """args: the flags of `python -m exllama.chat`."""
-    given = {name: getattr(args, name) for name in SAMPLING_FLAGS if getattr(args, name) is not None}
+    given = given_sampling(args)
     question = None if is_interactive() else sys.stdin.read()
     given.setdefault("temperature", TEMPERATURE if question is None else 0.0)  # a script gives the same answer twice
     conversation = Conversation(Sampling(**given), args.system, args.max_new_tokens)

@@ -114,7 +114,7 @@ class ModelDrafter(ABC):
     def _draw(self, sequences: list[Sequence]) -> list[int]:
         self._sampling.clear()
         for each in sequences:
-            self._sampling.add(each.sampling, each.seed, each.buffer, each.num_tokens + each.num_drafts)
+            self._sampling.add(each.sampler.guessing(self._vocab_size), each.buffer, each.num_tokens + each.num_drafts)
         return sample_rows(self._logits.contiguous(), self._sampling)
 
 

@@ -1,5 +1,6 @@
-"""Choosing the next token: settings, filters (the definition), the sampler, counter-based random numbers."""
+"""Choosing the next token: settings, the stack (the definition), the sampler, counter-based random numbers."""
 
+from exllama.generator.sampling.logprobs import TokenLogprob
 from exllama.generator.sampling.settings import GREEDY, Sampling
 
-__all__ = ["GREEDY", "Sampling"]
+__all__ = ["GREEDY", "Sampling", "TokenLogprob"]

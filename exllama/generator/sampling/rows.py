@@ -5,70 +5,73 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from exllama.generator.sampling.settings import Sampling
+from exllama import ops
+from exllama.generator.sampling.job_sampler import JobSampler
+from exllama.generator.sampling.stack import dry_bias
 
-_NO_HISTORY = np.empty(0, np.int32)
+_NOTHING = np.empty(0, np.int32)
+_NAMES = [name for name in ops.SAMPLE_SETTINGS.names or () if name not in ("seed", "position")]
 
 
 class SamplingRows:
     """Parameters of up to `capacity` rows; the first `count` are valid. Reused from step to step.
 
-    temperature, top_p, min_p, repetition_penalty: (capacity,) float64. top_k: (capacity,) int32, 0 is off.
-    seed: (capacity,) uint64. position: (capacity,) int64, the place in the sequence of the token to be drawn.
-    history: (n,) int32, the tokens that the repetition penalty looks at, row after row, repetitions included; row r's
-    are history[history_offsets[r] : history_offsets[r + 1]], empty when its penalty is 1.
+    settings: (capacity,) of ops.SAMPLE_SETTINGS. histories: (n,) int32 per row, the tokens that its penalties look at.
+    biases: (ids (n,) int32, values (n,) float64) per row, or None. masks: (words,) uint32 per row, or None.
+    argmax_only: every row takes the largest of the logits as they are.
     """
 
     def __init__(self, capacity: int) -> None:
-        self.temperature = np.zeros(capacity)
-        self.top_k = np.zeros(capacity, np.int32)
-        self.top_p = np.zeros(capacity)
-        self.min_p = np.zeros(capacity)
-        self.repetition_penalty = np.zeros(capacity)
-        self.seed = np.zeros(capacity, np.uint64)
-        self.position = np.zeros(capacity, np.int64)
-        self.history_offsets = np.zeros(capacity + 1, np.int32)
-        self.count = 0
-        self.argmax_only = True  # every row is greedy and unpenalized
-        self._settings: list[tuple[Sampling, int]] = []  # what stands in the arrays, row by row
-        self._histories: list[NDArray[np.int32]] = []
-        self._end = 0
+        self.settings = np.zeros(capacity, ops.SAMPLE_SETTINGS)
+        self.position = self.settings["position"]
+        self.samplers: list[JobSampler] = []
+        self.histories: list[NDArray[np.int32]] = []
+        self.biases: list[tuple[NDArray[np.int32], NDArray[np.float64]] | None] = []
+        self.masks: list[NDArray[np.uint32] | None] = []
+        self.tokens: list[NDArray[np.int32]] = []  # all tokens before the one to be drawn, row by row
+        self.argmax_only = True
+        self._written: list[JobSampler] = []  # whose settings stand in the array
 
     @property
-    def history(self) -> NDArray[np.int32]:
-        """All histories in one array."""
-        return np.concatenate(self._histories) if self._histories else _NO_HISTORY
+    def count(self) -> int:
+        """Rows added since clear()."""
+        return len(self.samplers)
 
     def clear(self) -> None:
         """No rows."""
-        self.count = 0
+        for rows in (self.samplers, self.histories, self.biases, self.masks, self.tokens):
+            rows.clear()
         self.argmax_only = True
-        self._histories.clear()
 
-    def add(self, sampling: Sampling, seed: int, tokens: NDArray[np.int32], length: int) -> None:
-        """One more row: the token after tokens[:length] is to be drawn."""
-        row = self.count
-        self.count = row + 1
+    def add(self, sampler: JobSampler, tokens: NDArray[np.int32], length: int) -> None:
+        """One more row: the token after tokens[:length] is to be drawn. Rows of one job come in order of length."""
+        row, sampling = self.count, sampler.sampling
+        self.samplers.append(sampler)
+        self.tokens.append(tokens[:length])
         self.position[row] = length
-        if row == len(self._settings) or self._settings[row] != (sampling, seed):
-            self._write(row, sampling, seed)
-        offset = 0 if row == 0 else self._end
-        if sampling.repetition_penalty != 1.0:
-            begin = max(0, length - sampling.repetition_range) if sampling.repetition_range else 0
-            self._histories.append(tokens[begin:length])
-            offset += length - begin
-            self.argmax_only = False
-        elif sampling.temperature != 0.0:
-            self.argmax_only = False
-        self._end = offset
-        self.history_offsets[row + 1] = offset
+        if row == len(self._written) or self._written[row] is not sampler:
+            self._write(row, sampler)
+        window = sampling.penalty_window
+        begin = max(0, length - window) if window else 0
+        self.histories.append(tokens[begin:length] if sampling.has_penalties else _NOTHING)
+        self.biases.append(self._bias(sampler, tokens[:length]))
+        self.masks.append(sampler.mask)
+        self.argmax_only &= sampler.is_argmax
 
-    def _write(self, row: int, sampling: Sampling, seed: int) -> None:
+    def _bias(
+        self, sampler: JobSampler, tokens: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]] | None:
+        if sampler.sampling.dry_multiplier:
+            ids, values = dry_bias(sampler, tokens, sampler.vocab_size)
+            return np.concatenate([sampler.bias_ids, ids]), np.concatenate([sampler.bias_values, values])
+        return (sampler.bias_ids, sampler.bias_values) if len(sampler.bias_ids) else None
+
+    def _write(self, row: int, sampler: JobSampler) -> None:
         """Steps in a row mostly have the same jobs in the same rows, so this is rarely needed."""
-        self._settings[row:] = [(sampling, seed)]
-        self.temperature[row] = sampling.temperature
-        self.top_k[row] = sampling.top_k
-        self.top_p[row] = sampling.top_p
-        self.min_p[row] = sampling.min_p
-        self.repetition_penalty[row] = sampling.repetition_penalty
-        self.seed[row] = seed
+        self._written[row:] = [sampler]
+        settings, sampling = self.settings, sampler.sampling
+        for name in _NAMES:
+            settings[name][row] = getattr(sampling, name)
+        settings["seed"][row] = sampler.seed
+        if not sampler.is_native:
+            settings["temperature"][row] = 0.0  # cheap, and replaced by what stack.py draws
