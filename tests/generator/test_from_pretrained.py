@@ -47,7 +47,7 @@ def greedy(model: PreTrainedModel, ids: list[int], count: int) -> list[int]:
     return found[0, len(ids) :].tolist()
 
 
-@pytest.mark.parametrize(("device", "cache"), [("reference", "fp32")])
+@pytest.mark.parametrize(("device", "cache"), [("reference", "fp32"), ("emu:0", "fp16")])
 def test_greedy_answers_equal_transformers(device: str, cache: str, toy: tuple[Path, PreTrainedModel]) -> None:
     folder, model = toy
     prompts = [[5, 6, 7], list(range(250)), [200] * 40]

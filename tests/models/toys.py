@@ -18,7 +18,7 @@ from transformers import (
 )
 
 VOCAB = 300
-DEVICES = ["reference", "cpu"]
+DEVICES = ["reference", "cpu", "emu:0"]
 # Relative errors of an fp16 cache; on a GPU what runs between kernels is rounded to 11 bits too (measured 0.0013).
 HALF_BOUND = {"reference": 1e-3, "cpu": 1e-3, "emu:0": 4e-3}
 
