@@ -26,7 +26,8 @@ class FormatError(ExllamaError):
 
     def __init__(self, file: object, field: str, found: object, expected: object, hint: str = "") -> None:
         self.file, self.field, self.found, self.expected = str(file), field, found, expected
-        text = f"{file}: {field}: found {_short(found)}, expected {_short(expected)}"
+        where = f"{_short(self.file, 1000)}: {_short(field)}"  # names come from files too
+        text = f"{where}: found {_short(found)}, expected {_short(expected)}"
         super().__init__(f"{text}. {hint}" if hint else text)
 
 

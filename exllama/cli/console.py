@@ -93,10 +93,15 @@ def run_command_line(command: Callable[[], int]) -> int:
         return fail(f"{where} cannot be read or written: {error.strerror or error}")
 
 
+def _harmless(text: str) -> str:
+    """Without what would steer a terminal: paths and names in a message may come from anybody."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def fail(text: str, code: int = FAILED) -> int:
     """Says why on stderr, if that is still there, and lets nothing more come out. Returns the exit code."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"exllama: {text}\n" if text else "")
+        sys.stderr.write(f"exllama: {_harmless(text)}\n" if text else "")
         sys.stderr.flush()
     for stream in (sys.stdout, sys.stderr):
         try:
