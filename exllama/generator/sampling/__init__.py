@@ -1,6 +1,5 @@
 """Choosing the next token: settings, the stack (the definition), the sampler, counter-based random numbers."""
 
-from exllama.generator.sampling.logprobs import TokenLogprob
 from exllama.generator.sampling.settings import GREEDY, Sampling
 
-__all__ = ["GREEDY", "Sampling", "TokenLogprob"]
+__all__ = ["GREEDY", "Sampling"]
