@@ -155,20 +155,15 @@ def test_the_package_offers_its_names() -> None:
 
 
 def test_importing_costs_nothing() -> None:
-    """It brings in neither torch nor native code; the first name takes less than 0.3 s beyond the import of torch."""
+    """It brings in neither torch nor native code, and the first name starts no thread and no GPU."""
     code = (
         "import sys, os, threading; before = dict(os.environ)\n"
         "import exllama\n"
         "assert not {'torch', 'numpy', 'exllama_ext._C', 'tokenizers'} & set(sys.modules), sorted(sys.modules)\n"
-        "import torch, time; threads = torch.get_num_threads(); begin = time.perf_counter()\n"
+        "import torch; threads = torch.get_num_threads()\n"
         "exllama.Generator\n"
-        "taken = time.perf_counter() - begin\n"
         "assert torch.get_num_threads() == threads and before == dict(os.environ) and threading.active_count() == 1\n"
         "assert not torch.cuda.is_initialized() and 'transformers' not in sys.modules and 'jinja2' not in sys.modules\n"
-        "print(taken)"
     )
-    seconds = min(
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for _ in range(2)
-    )
-    assert seconds < 0.3
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
