@@ -38,7 +38,7 @@ EXL_DEVICE float add_squares(float4 x, float sum) {
 }
 
 // Each thread holds `quads` x 4 columns: columns 4 (threadIdx.x + i threads) .. + 3.
-template <int quads> EXL_KERNEL(threads) normalize(exl_norm_args args) {
+template <int quads> EXL_KERNEL(threads, 1) normalize(exl_norm_args args) {
     const int64_t row = blockIdx.x, from = args.row_index ? args.row_index[row] : row;
     float4* x = reinterpret_cast<float4*>(args.x + from * args.x_stride);
     const Half4* delta = reinterpret_cast<const Half4*>(static_cast<const half*>(args.delta) + row * args.delta_stride);
