@@ -2,7 +2,7 @@
 
     python benchmarks/cpu_peers.py [--threads 2] [--rounds 5] [--only q4_1,q4_0,f16,1b] [--json FILE]
 
-Needs the extra [peers] (llama-cpp-python, built natively). Every round measures prefill of 512 tokens, decode of 128
+Needs the extra [peers] (llama-cpp-python, built natively). Every round measures prefill of 512 tokens, decode of 64
 and, in some cases, decode at a depth of 4096, first one engine, then the other; the printed ratio is the median over
 rounds. F16 prefill is also compared with transformers in bfloat16.
 """
@@ -31,7 +31,7 @@ from exllama.engine.model import Model
 from exllama.engine.runner import Runner
 from exllama.loader.sources import open_checkpoint
 
-PREFILL, DECODE, DEPTH, CHUNK = 512, 128, 4096, 512
+PREFILL, DECODE, DEPTH, CHUNK = 512, 64, 4096, 512
 REST = 0.05  # seconds between two engines: OpenMP's threads spin for a while after their work
 
 

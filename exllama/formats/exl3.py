@@ -23,7 +23,6 @@ from exllama.formats.composite import Composite, Expand
 from exllama.formats.stored import StoredTensor, TensorStore
 from exllama.formats.trellis import BLOCK, MARKERS, RATES2, TILE, Codebook, Doubles, dequantize, signs
 from exllama.ops import Weight
-from exllama.ops.trellis import pack_trellis
 
 logger = logging.getLogger("exllama")
 _warned: WeakSet[TensorStore] = WeakSet()  # files whose expansion was told
@@ -79,7 +78,7 @@ def load(store: TensorStore, key: str, shape: tuple[int, int], device: str, expa
             _warned.add(store)
             logger.warning("no kernel of %s reads EXL3: all its matrices are expanded to 32 bits a weight", device)
         return _expanded(linear, shape, device)
-    packer = pack_trellis(shape, linear.rate2 / 2, linear.codebook, (linear.suh, linear.svh), device)
+    packer = ops.pack_trellis(shape, linear.rate2 / 2, linear.codebook, (linear.suh, linear.svh), device)
     down, across, words = linear.trellis.shape
     step = max(1, _STAGING // (2 * across * words))
     for start in range(0, down, step):

@@ -23,6 +23,7 @@ from exllama.ops.protocol import (
     WeightPacker,
 )
 from exllama.ops.sampling import SAMPLE_SETTINGS, SamplingParameters, sample
+from exllama.ops.trellis import pack_trellis
 
 __all__ = [
     "BLOCK_TYPES",
@@ -56,6 +57,7 @@ __all__ = [
     "numerics",
     "pack_blocks",
     "pack_dense",
+    "pack_trellis",
     "plan",
     "sample",
 ]

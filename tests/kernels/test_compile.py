@@ -1,4 +1,4 @@
-"""The GPU sources compile for every architecture of both vendors, and the result loads on a machine without a GPU.
+"""Sources compile for both vendors: wrappers for every architecture, kernels for one; the result loads without a GPU.
 
 A machine without the compilers shows why in the summary: `make test` installs them where it may.
 """
