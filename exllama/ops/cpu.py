@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 
 from exllama.errors import DeviceError, UnsupportedModelError, UsageError
 from exllama.ops.native import cpu_level, default_threads, native, team
-from exllama.ops.protocol import Activation, Buffer, LayerCache, Norm, Projection, Rope, Weight
+from exllama.ops.native_plan import NativePlan
+from exllama.ops.protocol import Buffer, LayerCache, Weight
 
 
 class CpuWeight:
@@ -77,23 +78,15 @@ class CpuLayerCache:
 # Activations are int8 per 32 columns. A row that this rounds worse than usual (Gaussian rows: 2.2e-5, squared and
 # relative) is one of the few with huge outliers; it gets a second int8 row for the error. See docs/benchmarks.md.
 RESIDUAL_ABOVE = 6e-5
-_ACTIVATIONS = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
 
 
-class CpuPlan:
+class CpuPlan(NativePlan):
     """The Plan of a CPU: a list of native operations that one call runs on a team of threads."""
 
     def __init__(self, max_rows: int, threads: int | None = None, level: str | None = None) -> None:
         max_pages = 1 << 13  # of one sequence: 2 Mi tokens
-        self.max_rows = max_rows
         self.threads = threads or default_threads()
-        self._plan = native().Plan(team(self.threads), level or cpu_level(), max_rows, max_pages)
-        self.faults: dict[int, int] = {}
-        self._rope_tables: dict[int, tuple[Rope, int]] = {}
-        self._vocab = 0
-
-    def buffer(self, width: int) -> Buffer:
-        return Buffer(width, self._plan.buffer(width))
+        super().__init__(native().Plan(team(self.threads), level or cpu_level(), max_rows, max_pages), max_rows)
 
     def read(self, buffer: Buffer, rows: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """A copy of the first rows of a buffer; for tests."""
@@ -104,89 +97,18 @@ class CpuPlan:
         """Fills the first rows of a buffer; for tests."""
         self._plan.write(buffer.index, values)
 
-    def embed(self, table: Weight, out: Buffer, multiplier: float = 1.0) -> None:
-        self._plan.embed(_packed(table), out.index, multiplier)
+    def _rounding(self, precise: bool) -> tuple[float, ...]:
+        return (0.0 if precise else RESIDUAL_ABOVE,)
 
-    def linear(
-        self, x: Buffer, projections: Sequence[Projection], norm: Norm | None = None, precise: bool = False
-    ) -> None:
-        self._linear(x, projections, norm, 0, precise)
+    def _typed(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
-    def gated_linear(
-        self, x: Buffer, gate: Projection, up: Projection, activation: Activation, norm: Norm | None = None
-    ) -> None:
-        self._linear(x, [gate, up], norm, _ACTIVATIONS[activation], False)
+    def _packed(self, weight: Weight) -> Any:
+        if not isinstance(weight, CpuWeight):
+            raise DeviceError(f"a plan of the CPU needs weights on the CPU, not {type(weight).__name__}")
+        return weight.packed
 
-    def _linear(
-        self, x: Buffer, projections: Sequence[Projection], norm: Norm | None, activation: int, precise: bool
-    ) -> None:
-        rows = [(_packed(p.weight), p.out.index, _array(p.bias), p.add) for p in projections]
-        try:
-            self._plan.linear(x.index, rows, *_norm(norm), activation, 0.0 if precise else RESIDUAL_ABOVE)
-        except ValueError as error:
-            raise UsageError(f"a stage of {len(rows)} matrices cannot be recorded: {error}") from error
-
-    def rope_and_store(
-        self,
-        q: Buffer,
-        k: Buffer,
-        v: Buffer,
-        cache: LayerCache,
-        rope: Rope | None,
-        q_norm: Norm | None = None,
-        k_norm: Norm | None = None,
-    ) -> None:
-        table = -1 if rope is None else self._rope_table(rope)
-        self._plan.rope_and_store(q.index, k.index, v.index, _pages(cache), table, *_norm(q_norm), *_norm(k_norm))
-
-    def _rope_table(self, rope: Rope) -> int:
-        """Cosines and sines are computed once a run for all layers that share them."""
-        if id(rope) not in self._rope_tables:
-            inv_freq = rope.inv_freq.to(torch.float32).contiguous().numpy()
-            self._rope_tables[id(rope)] = (rope, self._plan.rope_table(inv_freq, rope.scale))
-        return self._rope_tables[id(rope)][1]
-
-    def attention(
-        self, q: Buffer, out: Buffer, cache: LayerCache, scale: float, window: int | None = None, softcap: float = 0.0
-    ) -> None:
-        self._plan.attention(q.index, out.index, _pages(cache), scale, window or 0, softcap)
-
-    def logits(self, x: Buffer, head: Weight, norm: Norm | None = None, softcap: float = 0.0) -> None:
-        self._vocab = head.out_features
-        self._plan.logits(x.index, _packed(head), *_norm(norm), softcap, 0.0)
-
-    def run(
-        self,
-        token_ids: np.ndarray,
-        positions: np.ndarray,
-        sequences: np.ndarray,
-        page_table: np.ndarray,
-        logit_rows: np.ndarray,
-    ) -> torch.Tensor:
-        out = np.empty((len(logit_rows), self._vocab), np.float32)
-        try:
-            faults = self._plan.run(token_ids, positions, sequences, page_table, logit_rows, out)
-        except ValueError as error:
-            raise UsageError(f"a batch of {len(token_ids)} rows cannot run: {error}") from error
-        self.faults = dict(faults) if faults else {}
-        return torch.from_numpy(out)
-
-
-def _packed(weight: Weight) -> Any:
-    if not isinstance(weight, CpuWeight):
-        raise DeviceError(f"a plan of the CPU needs weights on the CPU, not {type(weight).__name__}")
-    return weight.packed
-
-
-def _pages(cache: LayerCache) -> Any:
-    if not isinstance(cache, CpuLayerCache):
-        raise DeviceError(f"a plan of the CPU needs a cache on the CPU, not {type(cache).__name__}")
-    return cache.pages
-
-
-def _array(vector: torch.Tensor | None) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-    return None if vector is None else vector.to(torch.float32).contiguous().numpy()
-
-
-def _norm(norm: Norm | None) -> tuple[np.ndarray[Any, np.dtype[np.float32]] | None, float]:
-    return (None, 0.0) if norm is None else (_array(norm.weight), norm.eps)
+    def _pages(self, cache: LayerCache) -> Any:
+        if not isinstance(cache, CpuLayerCache):
+            raise DeviceError(f"a plan of the CPU needs a cache on the CPU, not {type(cache).__name__}")
+        return cache.pages

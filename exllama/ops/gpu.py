@@ -8,8 +8,8 @@ float16.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,10 @@ import torch
 from exllama import settings
 from exllama.errors import BuildError, DeviceError, UnsupportedModelError, UsageError
 from exllama.ops.native import native
-from exllama.ops.protocol import Activation, Buffer, LayerCache, Norm, Projection, Rope, Weight
+from exllama.ops.native_plan import NativePlan
+from exllama.ops.protocol import LayerCache, Weight
 
 BACKENDS = ("cuda", "hip", "emu")
-_ACTIVATIONS = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
 
 
 def is_gpu(device: str) -> bool:
@@ -139,89 +139,20 @@ class GpuLayerCache:
         )
 
 
-class GpuPlan:
+class GpuPlan(NativePlan):
     """The Plan of a GPU: launches over static buffers, one graph per bucket of rows."""
 
     def __init__(self, device: str, max_rows: int) -> None:
-        self.device, self.max_rows = device, max_rows
-        self.faults: dict[int, int] = {}
-        self._rope_tables: dict[int, tuple[Rope, int]] = {}
-        self._vocab = 0
+        self.device = device
         with _typed(device):
-            self._plan = native().GpuPlan(gpu_device(device), max_rows)
+            super().__init__(native().GpuPlan(gpu_device(device), max_rows), max_rows)
 
-    def buffer(self, width: int) -> Buffer:
-        return Buffer(width, self._plan.buffer(width))
+    def _rounding(self, precise: bool) -> tuple[float, ...]:
+        """None: activations are float16 everywhere."""
+        return ()
 
-    def embed(self, table: Weight, out: Buffer, multiplier: float = 1.0) -> None:
-        with _typed(self.device):
-            self._plan.embed(self._packed(table), out.index, multiplier)
-
-    def linear(
-        self, x: Buffer, projections: Sequence[Projection], norm: Norm | None = None, precise: bool = False
-    ) -> None:
-        """`precise` changes nothing: activations are float16 everywhere."""
-        self._linear(x, projections, norm, 0)
-
-    def gated_linear(
-        self, x: Buffer, gate: Projection, up: Projection, activation: Activation, norm: Norm | None = None
-    ) -> None:
-        self._linear(x, [gate, up], norm, _ACTIVATIONS[activation])
-
-    def _linear(self, x: Buffer, projections: Sequence[Projection], norm: Norm | None, activation: int) -> None:
-        rows = [(self._packed(p.weight), p.out.index, _array(p.bias), p.add) for p in projections]
-        with _typed(self.device):
-            self._plan.linear(x.index, rows, *_norm(norm), activation)
-
-    def rope_and_store(
-        self,
-        q: Buffer,
-        k: Buffer,
-        v: Buffer,
-        cache: LayerCache,
-        rope: Rope | None,
-        q_norm: Norm | None = None,
-        k_norm: Norm | None = None,
-    ) -> None:
-        with _typed(self.device):
-            table = -1 if rope is None else self._rope_table(rope)
-            pages = self._pages(cache)
-            self._plan.rope_and_store(q.index, k.index, v.index, pages, table, *_norm(q_norm), *_norm(k_norm))
-
-    def _rope_table(self, rope: Rope) -> int:
-        """Cosines and sines are computed once a run for all layers that share them."""
-        if id(rope) not in self._rope_tables:
-            inv_freq = rope.inv_freq.to(torch.float32).contiguous().numpy()
-            self._rope_tables[id(rope)] = (rope, self._plan.rope_table(inv_freq, rope.scale))
-        return self._rope_tables[id(rope)][1]
-
-    def attention(
-        self, q: Buffer, out: Buffer, cache: LayerCache, scale: float, window: int | None = None, softcap: float = 0.0
-    ) -> None:
-        with _typed(self.device):
-            self._plan.attention(q.index, out.index, self._pages(cache), scale, window or 0, softcap)
-
-    def logits(self, x: Buffer, head: Weight, norm: Norm | None = None, softcap: float = 0.0) -> None:
-        self._vocab = head.out_features
-        with _typed(self.device):
-            self._plan.logits(x.index, self._packed(head), *_norm(norm), softcap)
-
-    def run(
-        self,
-        token_ids: np.ndarray,
-        positions: np.ndarray,
-        sequences: np.ndarray,
-        page_table: np.ndarray,
-        logit_rows: np.ndarray,
-    ) -> torch.Tensor:
-        out = np.empty((len(logit_rows), self._vocab), np.float32)
-        try:
-            with _typed(self.device):
-                faults = self._plan.run(token_ids, positions, sequences, page_table, logit_rows, out)
-        except ValueError as error:
-            raise UsageError(f"a batch of {len(token_ids)} rows cannot run: {error}") from error
-        self.faults = dict(faults) if faults else {}
-        return torch.from_numpy(out)
+    def _typed(self) -> AbstractContextManager[None]:
+        return _typed(self.device)
 
     def _packed(self, weight: Weight) -> Any:
         if not isinstance(weight, GpuWeight) or weight.device != self.device:
@@ -234,11 +165,3 @@ class GpuPlan:
             place = cache.device if isinstance(cache, GpuLayerCache) else "the CPU"
             raise DeviceError(f"a plan of {self.device} needs its cache there, not on {place}")
         return cache.pages
-
-
-def _array(vector: torch.Tensor | None) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-    return None if vector is None else vector.to(torch.float32).contiguous().numpy()
-
-
-def _norm(norm: Norm | None) -> tuple[np.ndarray[Any, np.dtype[np.float32]] | None, float]:
-    return (None, 0.0) if norm is None else (_array(norm.weight), norm.eps)
