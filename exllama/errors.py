@@ -89,3 +89,7 @@ def _short(value: object, limit: int = 200) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+class ConversionError(ExllamaError):
+    """A conversion that cannot begin or go on: an unsuitable model, rate, calibration text or output folder."""
