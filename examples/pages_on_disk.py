@@ -1,6 +1,6 @@
 """A long beginning that many questions share: computed once, found again by the next process.
 
-    python examples/pages_on_disk.py
+python examples/pages_on_disk.py
 """
 
 from __future__ import annotations

@@ -106,7 +106,11 @@ class Generator:
     """
 
     def __init__(
-        self, model: LanguageModel, runner: BatchRunner, max_queue: int = MAX_QUEUE, drafter: Drafter | None = None,
+        self,
+        model: LanguageModel,
+        runner: BatchRunner,
+        max_queue: int = MAX_QUEUE,
+        drafter: Drafter | None = None,
         spill: Spill | None = None,
     ) -> None:
         """model: closed with the generator. runner: its batches and its cache set the limits.

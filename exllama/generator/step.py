@@ -79,9 +79,7 @@ class Step:
             rows += [part.last + drafts for part in drawing if part.num_drafts >= drafts]
         return self._rows.batch(rows)
 
-    def draw_all(
-        self, logits: torch.Tensor, failed: set[Sequence], accept: Callable[[Sequence, int], bool]
-    ) -> None:
+    def draw_all(self, logits: torch.Tensor, failed: set[Sequence], accept: Callable[[Sequence, int], bool]) -> None:
         """Draws from logits (rows asked for in `batch`, V) for all but the failed, and hands over every token.
 
         accept(sequence, token): the sequence goes on and its next draft was this token, so the row after it counts.

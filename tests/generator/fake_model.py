@@ -152,8 +152,13 @@ class FakeModel:
 
 
 def make(
-    pages: int = 64, batch: int = 16, rows: int = 512, context: int = 8192, ends: bool = False,
-    drafter: Drafter | None = None, tier: Tier | None = None,
+    pages: int = 64,
+    batch: int = 16,
+    rows: int = 512,
+    context: int = 8192,
+    ends: bool = False,
+    drafter: Drafter | None = None,
+    tier: Tier | None = None,
 ) -> tuple[Generator, FakeRunner]:
     """A generator over a fresh fake, whose pages are poisoned while they hold nothing."""
     runner = FakeRunner(pages, rows, batch, ends)

@@ -72,8 +72,14 @@ class Bench:
     """A generator whose logits are kept. Pages are NaN while they hold nothing: whoever reads one is noticed."""
 
     def __init__(
-        self, model: Model, kind: str = "fp16", rows: int = 2048, batch: int = 16, pages: int = 48,
-        drafter: Callable[[Runner], Drafter] | None = None, tier: Callable[[KVCache], Tier] | None = None,
+        self,
+        model: Model,
+        kind: str = "fp16",
+        rows: int = 2048,
+        batch: int = 16,
+        pages: int = 48,
+        drafter: Callable[[Runner], Drafter] | None = None,
+        tier: Callable[[KVCache], Tier] | None = None,
     ) -> None:
         self.cache = KVCache(model.cache_layers, pages, kind)
         self.spill = Spill(self.cache, tier(self.cache) if tier else None, poison=True)
