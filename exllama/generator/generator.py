@@ -168,6 +168,7 @@ class Generator:
         options.check_load_options(dict(more))
         device = options.choose_device(device, gpu_split, gpu_layers)
         rows = max(options.check_count("chunk_size", chunk_size), options.check_count("max_batch_size", max_batch_size))
+        rejection = options.follows_rejection(more.get("acceptance", "drawn"))
         queue = options.check_count("max_queue", more.get("max_queue", MAX_QUEUE))
         model = Model.from_pretrained(
             source, device, more.get("expand"), threads, more.get("context"), more.get("progress")
@@ -176,7 +177,7 @@ class Generator:
             pages = options.cache_pages(model.cache_layers, cache, cache_tokens, model.context_length)
             store = KVCache(model.cache_layers, pages, cache)
             runner = Runner(model, store, rows, max_batch_size)
-            drafter = make_drafter(draft, model, runner, more.get("progress"))
+            drafter = make_drafter(draft, model, runner, more.get("progress"), rejection)
             return cls(model, runner, queue, drafter, options.make_spill(model, store, more))
         except BaseException:
             model.close()

@@ -27,6 +27,8 @@ class LoadOptions(TypedDict, total=False):
     """Arguments of from_pretrained that few callers need.
 
     context: the longest sequence, None for what the model's configuration says. max_queue: jobs that may wait.
+    acceptance: "drawn": a draft stays if it is the token that is drawn anyway, so drafts change nothing; "rejection":
+    models that guess get more accepted at the same distribution, but a seed repeats only with the same drafts.
     exact: results do not depend on the batch (DESIGN section 7); the kernels of CPUs always keep that, so False changes
     nothing there. expand: "float32" replaces weights by their exact values. progress: called while loading.
 
@@ -40,6 +42,7 @@ class LoadOptions(TypedDict, total=False):
     cache_spill_bytes: int | None
     context: int | None
     max_queue: int
+    acceptance: Literal["drawn", "rejection"]
     exact: bool
     expand: Literal["float32"] | None
     progress: Progress | None
@@ -70,6 +73,13 @@ def check_count(name: str, value: object, highest: int = 1 << 40) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= highest:
         raise UsageError(f"{name} is {value!r}, expected a whole number from 1 to {highest}")
     return value
+
+
+def follows_rejection(acceptance: object) -> bool:
+    """Whether drafts are accepted by the rule of rejection. Raises UsageError for a word that means nothing."""
+    if acceptance not in ("drawn", "rejection"):
+        raise UsageError(f"acceptance is {acceptance!r}, expected drawn or rejection")
+    return acceptance == "rejection"
 
 
 def cache_pages(layers: Sequence[CacheLayer], cache: str, cache_tokens: int | None, context_length: int) -> int:

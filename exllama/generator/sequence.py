@@ -11,6 +11,7 @@ from exllama.cache.page_table import PageTable
 from exllama.errors import ExllamaError
 from exllama.generator.answer import Answer
 from exllama.generator.constraints.constraint import Constraint
+from exllama.generator.drafting.rejection import Distribution
 from exllama.generator.events import Finished, Reason, Text, Times
 from exllama.generator.job import Job
 from exllama.generator.sampling.job_sampler import JobSampler
@@ -49,6 +50,7 @@ class Sequence:
         self.buffer = prompt  # (capacity,) int32
         self.computed = 0
         self.num_drafts = self.accepted_drafts = self.rejected_drafts = 0
+        self.guessed_from: list[Distribution] = []  # of each draft, if the rule of rejection.py is to be followed
         self.may_guess = True  # False: the keys of a draft could not be stored, so no more are tried
         self.constraint: Constraint | None = None  # what the answer may look like
         self.cached_tokens = 0
@@ -78,6 +80,11 @@ class Sequence:
     def promote(self) -> None:
         """It was overtaken often enough: it goes before all others, except for those that arrived before it."""
         self.rank = (_FIRST, 0.0, self.arrival)
+
+    @property
+    def follows_rule(self) -> bool:
+        """The next draft is kept or replaced, instead of being compared with a draw."""
+        return self.num_drafts > 0 and bool(self.guessed_from)
 
     def reserve(self, num_tokens: int) -> None:
         """Makes room in the buffer."""

@@ -12,6 +12,7 @@ import torch
 from exllama.engine.batch import Batch
 from exllama.engine.rows import BatchRows
 from exllama.generator.constraints.constraint import apply_mask
+from exllama.generator.drafting.rejection import follow_rule
 from exllama.generator.sampling.rows import SamplingRows
 from exllama.generator.sampling.sampler import sample_rows
 from exllama.generator.sequence import Sequence
@@ -105,11 +106,21 @@ class Step:
 
         Negative where there is none (sampling_error says why).
         """
-        self._sampling.clear()
         for row, sequence in enumerate(sequences):
             if sequence.num_tokens < sequence.endless_until:
                 logits[row, list(sequence.stop_ids)] = -torch.inf
             if sequence.constraint is not None:
                 apply_mask(logits[row].numpy(), sequence.constraint.mask())
+        if not any(sequence.follows_rule for sequence in sequences):
+            return self._sample(sequences, logits)
+        tokens = []
+        for row, sequence in enumerate(sequences):
+            token = follow_rule(sequence, logits[row]) if sequence.follows_rule else None
+            tokens.append(self._sample([sequence], logits[row : row + 1])[0] if token is None else token)
+        return tokens
+
+    def _sample(self, sequences: Many[Sequence], logits: torch.Tensor) -> list[int]:
+        self._sampling.clear()
+        for sequence in sequences:
             self._sampling.add(sequence.sampler, sequence.buffer, sequence.num_tokens)
         return sample_rows(logits, self._sampling)

@@ -104,6 +104,7 @@ def test_unknown_memory_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"draft": "skip:x"}, "draft is 'skip:x', expected skip:N"),
         ({"draft": "skip:1"}, "skip:1 was asked for, but of this model's 2 blocks"),
         ({"max_queue": 0}, "max_queue is 0"),
+        ({"acceptance": "maybe"}, "acceptance is 'maybe', expected drawn or rejection"),
         ({"cache": "q9"}, "cache kind is 'q9'"),
         ({"cache_tokens": 0}, "cache_tokens is 0"),
         ({"cache_tokens": True}, "cache_tokens is True"),

@@ -17,9 +17,12 @@ from exllama.tokenizer.tokenizer import Tokenizer
 READ_ROWS = 256  # tokens of prompts that another model reads in one step, so that streams pause for a moment only
 
 
-def make_drafter(draft: str | None, model: Model, runner: Runner, progress: Progress | None = None) -> Drafter | None:
+def make_drafter(
+    draft: str | None, model: Model, runner: Runner, progress: Progress | None = None, rejection: bool = False
+) -> Drafter | None:
     """draft: None, "ngram", "skip:N" with N blocks to leave out, or the source of a model of the same vocabulary.
 
+    rejection: models keep what their guesses were drawn from (rejection.py); looking back guesses for sure.
     Raises UsageError for a draft that this model cannot have, and what Model.from_pretrained raises.
     """
     if draft is None:
@@ -27,21 +30,21 @@ def make_drafter(draft: str | None, model: Model, runner: Runner, progress: Prog
     if draft == "ngram":
         return NgramDrafter()
     if draft.startswith("skip:"):
-        return _skipping(draft, model, runner)
-    return _other(draft, model, runner, progress)
+        return _skipping(draft, model, runner, rejection)
+    return _other(draft, model, runner, progress, rejection)
 
 
-def _skipping(draft: str, model: Model, runner: Runner) -> Drafter:
+def _skipping(draft: str, model: Model, runner: Runner, rejection: bool) -> Drafter:
     count = draft.removeprefix("skip:")
     if not count.isdecimal():
         raise UsageError(f"draft is {draft!r}, expected skip:N with the number of blocks to leave out")
     smaller, layers = skip_blocks(model, runner.cache.layers, int(count))
     small = Runner(smaller, runner.cache, runner.max_sequences, runner.max_sequences, layers)
     limit = min(model.context_length, runner.cache.num_tokens)
-    return SkippingDrafter(small, limit, model.vocab_size)
+    return SkippingDrafter(small, limit, model.vocab_size, rejection)
 
 
-def _other(draft: str, model: Model, runner: Runner, progress: Progress | None) -> Drafter:
+def _other(draft: str, model: Model, runner: Runner, progress: Progress | None, rejection: bool) -> Drafter:
     other = Model.from_pretrained(draft, model.device, threads=model.threads, progress=progress)
     try:
         check_same_vocabulary(model.tokenizer, other.tokenizer)
@@ -50,7 +53,7 @@ def _other(draft: str, model: Model, runner: Runner, progress: Progress | None) 
         small = Runner(other, cache, rows, runner.max_sequences)
         limit = min(model.context_length, other.context_length, cache.num_tokens)
         vocab_size = min(model.vocab_size, other.vocab_size)
-        return OtherModelDrafter(small, PagePool(cache.num_pages), limit, vocab_size, other.close)
+        return OtherModelDrafter(small, PagePool(cache.num_pages), limit, vocab_size, other.close, rejection)
     except BaseException:
         other.close()
         raise

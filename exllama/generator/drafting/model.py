@@ -20,6 +20,7 @@ from exllama.engine.batch import Batch
 from exllama.engine.rows import BatchRows
 from exllama.generator.drafting.drafter import Guess
 from exllama.generator.drafting.pace import StepCosts
+from exllama.generator.drafting.rejection import allows, distribution_of
 from exllama.generator.sampling.rows import SamplingRows
 from exllama.generator.sampling.sampler import sample_rows
 from exllama.generator.sequence import Sequence
@@ -48,8 +49,9 @@ class ModelDrafter(ABC):
 
     priors: tuple[float, ...] = (0.6,)
 
-    def __init__(self, runner: DraftRunner, limit: int, vocab_size: int) -> None:
-        """limit: tokens of the longest sequence. vocab_size: ids that both models know."""
+    def __init__(self, runner: DraftRunner, limit: int, vocab_size: int, rejection: bool = False) -> None:
+        """limit: tokens of the longest sequence. vocab_size: ids that both models know. rejection: see rejection.py."""
+        self._rejection = rejection
         self._runner, self._limit, self._vocab_size = runner, limit, vocab_size
         table = np.zeros((runner.max_sequences, -(-limit // PAGE_SIZE)), np.int32)
         self._rows = BatchRows(runner.max_rows, table)
@@ -66,6 +68,8 @@ class ModelDrafter(ABC):
 
     def write(self, sequences: list[Sequence], counts: list[int]) -> None:
         """A sequence whose prompt this model is still reading gets none yet."""
+        for sequence in sequences:
+            sequence.guessed_from.clear()
         begins = [self._prepare(sequence, count) for sequence, count in zip(sequences, counts, strict=True)]
         wanted = [(s, c, b) for s, c, b in zip(sequences, counts, begins, strict=True) if b is not None]
         while wanted:
@@ -74,11 +78,10 @@ class ModelDrafter(ABC):
             if not ready:
                 return
             passes = self._rows.count
-            for (sequence, _), token in zip(ready, self._draw([sequence for sequence, _ in ready]), strict=True):
+            drawn = self._draw([sequence for sequence, _ in ready])
+            for (sequence, _), token, logits in zip(ready, drawn, self._logits, strict=True):
                 if token >= 0:
-                    sequence.reserve(sequence.num_tokens + sequence.num_drafts + 1)
-                    sequence.buffer[sequence.num_tokens + sequence.num_drafts] = token
-                    sequence.num_drafts += 1
+                    self._add(sequence, token, logits)
             if passes == len(ready):
                 self._costs.observe(passes, time.perf_counter() - begun)
             wanted = [(s, c, s.num_tokens + s.num_drafts - 1) for s, c in ready if self._goes_on(s, c)]
@@ -90,6 +93,16 @@ class ModelDrafter(ABC):
     @abstractmethod
     def _computed(self, sequence: Sequence, count: int) -> None:
         """The first `count` tokens and drafts have been read."""
+
+    def _add(self, sequence: Sequence, token: int, logits: torch.Tensor) -> None:
+        """One more draft, drawn from logits (vocab_size,)."""
+        end = sequence.num_tokens + sequence.num_drafts
+        sequence.reserve(end + 1)
+        if self._rejection and allows(sequence.sampler):
+            sampler = sequence.sampler.guessing(self._vocab_size)
+            sequence.guessed_from.append(distribution_of(logits, sampler, sequence.buffer[:end]))
+        sequence.buffer[end] = token
+        sequence.num_drafts += 1
 
     def _goes_on(self, sequence: Sequence, count: int) -> bool:
         last = sequence.num_tokens + sequence.num_drafts - 1
@@ -132,10 +145,16 @@ class OtherModelDrafter(ModelDrafter):
     """
 
     def __init__(
-        self, runner: DraftRunner, pool: PagePool, limit: int, vocab_size: int, close: Callable[[], None]
+        self,
+        runner: DraftRunner,
+        pool: PagePool,
+        limit: int,
+        vocab_size: int,
+        close: Callable[[], None],
+        rejection: bool = False,
     ) -> None:
         """close: called when it is not needed any more."""
-        super().__init__(runner, limit, vocab_size)
+        super().__init__(runner, limit, vocab_size, rejection)
         self._pool, self._close = pool, close
         self._places: dict[Sequence, _Place] = {}
 
