@@ -101,11 +101,11 @@ MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
 @given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=40))
 def test_s01_any_template_gives_text_or_an_error(pieces: list[str]) -> None:
     """S01: nothing but TemplateError comes out, within the limits, whatever a file says."""
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         text = ChatTemplate("".join(pieces), {"bos_token": "<s>"}).render(MESSAGES)
     except TemplateError:
         pass
     else:
         assert isinstance(text, str)
-    assert time.perf_counter() - began < SECONDS
+    assert time.process_time() - began < SECONDS

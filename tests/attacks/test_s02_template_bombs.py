@@ -99,12 +99,12 @@ ALLOWED = ("many literals", "a long number")
 
 
 def attempt(source: str) -> tuple[TemplateError | None, float]:
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         ChatTemplate(source).render([{"role": "user", "content": "x"}])
     except TemplateError as error:
-        return error, time.perf_counter() - began
-    return None, time.perf_counter() - began
+        return error, time.process_time() - began
+    return None, time.process_time() - began
 
 
 @pytest.mark.parametrize("name", BOMBS)

@@ -192,9 +192,9 @@ def test_large_schemas_compile() -> None:
     large = json.dumps(tools(100))
     assert len(large) > 100_000
     for schema in (large, json.dumps({"type": "string", "maxLength": 65536})):
-        start = time.perf_counter()
+        start = time.process_time()
         mask = compiler.compile([Grammar.json_schema(schema)]).mask()
-        assert time.perf_counter() - start < 20
+        assert time.process_time() - start < 20
         assert mask.any()
     compiler.close()
 

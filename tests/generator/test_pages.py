@@ -240,11 +240,11 @@ def test_admission_does_not_depend_on_the_size_of_the_pool() -> None:
     for i in range(50_000):
         tokens = ids(i, i, i, i)
         fill(pool, tokens).release(tokens, SIZE)
-    start = time.perf_counter()
+    start = time.process_time()
     for i in range(200):
         table = PageTable(pool)
         tokens = ids(i, i, i, i, -1)
         assert table.reuse(tokens, 0) == SIZE
         table.copy_start(np.append(tokens, tokens), SIZE, lambda a, b: None)
         table.release(tokens, SIZE)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5

