@@ -183,22 +183,29 @@ class FloatWeight:
         return self.matrix
 
 
-class Pages:
-    """K or V of one layer, (pages, 256, G, D): float32 (32), float16 (16), or packed codes and scales (2 to 8 bits)."""
+def padded_dim(head_dim: int, k_bits: int, v_bits: int) -> int:
+    """Features of a head as a cache stores them: where K or V is packed, the last group of 32 is filled with zeros."""
+    return head_dim if min(k_bits, v_bits) > 8 else -(-head_dim // GROUP) * GROUP
 
-    def __init__(self, num_pages: int, num_kv_heads: int, head_dim: int, bits: int) -> None:
+
+class Pages:
+    """K or V of one layer, (pages, 256, G, D): float32 (32), float16 (16), or packed codes and scales (2 to 8 bits).
+
+    width: features of a head as stored, D and zeros behind; a multiple of 32 where packed.
+    """
+
+    def __init__(self, num_pages: int, num_kv_heads: int, head_dim: int, bits: int, width: int | None = None) -> None:
         if bits not in (*range(2, 9), 16, 32):
             raise UsageError(f"a cache of {bits} bits was asked for, expected 2 to 8 or 16")
-        if bits <= 8 and head_dim % GROUP:
-            raise UsageError(f"head_dim is {head_dim}, a quantized cache needs a multiple of {GROUP}: use fp16")
         shape = (num_pages, PAGE_SIZE, num_kv_heads)
-        self.bits = bits
+        width = padded_dim(head_dim, bits, bits) if width is None else width
+        self.bits, self.head_dim, self._padding = bits, head_dim, width - head_dim
         if bits > 8:
             dtype = torch.float16 if bits == 16 else torch.float32
-            self.parts = [torch.zeros(*shape, head_dim, dtype=dtype)]
+            self.parts = [torch.zeros(*shape, width, dtype=dtype)]
         else:
-            codes = torch.zeros(*shape, head_dim * bits // 8, dtype=torch.uint8)
-            self.parts = [codes, torch.zeros(*shape, head_dim // GROUP, dtype=torch.float16)]
+            codes = torch.zeros(*shape, width * bits // 8, dtype=torch.uint8)
+            self.parts = [codes, torch.zeros(*shape, width // GROUP, dtype=torch.float16)]
 
     @property
     def nbytes(self) -> int:
@@ -206,6 +213,7 @@ class Pages:
 
     def write(self, pages: torch.Tensor, slots: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Stores x (R, G, D) float32 at (pages[r], slots[r]) and says which rows fit, (R,) bool."""
+        x = torch.nn.functional.pad(x, (0, self._padding))
         if self.bits > 8:
             self.parts[0][pages, slots] = x.to(self.parts[0].dtype)
         else:
@@ -218,8 +226,8 @@ class Pages:
         """(len(pages) * 256, G, D) float32: what the stored bytes mean."""
         parts = [part[pages].flatten(0, 1) for part in self.parts]
         if self.bits > 8:
-            return parts[0].float()
-        return dequantize(unpack_codes(parts[0], self.bits), parts[1], self.bits)
+            return parts[0][..., : self.head_dim].float()
+        return dequantize(unpack_codes(parts[0], self.bits), parts[1], self.bits)[..., : self.head_dim]
 
     def copy_page(self, src: int, dst: int) -> None:
         for part in self.parts:
@@ -231,8 +239,9 @@ class LayerCache:
 
     def __init__(self, num_pages: int, num_kv_heads: int, head_dim: int, k_bits: int, v_bits: int) -> None:
         self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
-        self.k = Pages(num_pages, num_kv_heads, head_dim, k_bits)
-        self.v = Pages(num_pages, num_kv_heads, head_dim, v_bits)
+        width = padded_dim(head_dim, k_bits, v_bits)
+        self.k = Pages(num_pages, num_kv_heads, head_dim, k_bits, width)
+        self.v = Pages(num_pages, num_kv_heads, head_dim, v_bits, width)
 
     @property
     def nbytes(self) -> int:

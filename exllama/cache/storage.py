@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from exllama import ops
 from exllama.errors import UsageError
+from exllama.reference import GROUP, padded_dim
 
 _NAMES = {"fp32": (32, 32), "fp16": (16, 16)} | {f"q{bits}": (bits, bits) for bits in range(2, 9)}
 _PAIR = re.compile(r"k?(?P<k>[2-8]|16)\s*[,v]\s*(?P<v>[2-8]|16)", re.ASCII)
-_GROUP = 32  # features that share one fp16 scale
 _log = logging.getLogger(__name__)
 
 Bytes = NDArray[np.uint8]
@@ -35,9 +35,10 @@ class KVCache:
     """Pages of 256 tokens for all layers of a model. What page holds what is the affair of cache/pages.py.
 
     kind: "fp16", "q8", "q6" (6 bits for both; exllamav2 calls "8,4" so), "q4", ... "q2", or the bits of keys and values
-    apart, 2 to 8 or 16 each, as in "k8v4" or "8,4"; "fp32" on the reference device alone.
+    apart, 2 to 8 or 16 each, as in "k8v4" or "8,4"; "fp32" on the reference device alone. Where anything is packed,
+    heads are filled up with zeros to a multiple of 32 features.
 
-    Raises UsageError for a kind that the model's head_dim or device cannot have.
+    Raises UsageError for a kind that the device cannot have.
     """
 
     def __init__(self, layers: Sequence[CacheLayer], num_pages: int, kind: str = "fp16") -> None:
@@ -46,7 +47,8 @@ class KVCache:
         self.kind, self.num_pages = kind, num_pages
         self.k_bits, self.v_bits = parse_kind(kind)
         for layer in layers:
-            _check(layer, self.k_bits, self.v_bits)
+            if max(self.k_bits, self.v_bits) == 32 and layer.device != "reference":
+                raise UsageError("cache=fp32 exists on the reference device alone: use cache=fp16")
         if self.k_bits < 4:
             _log.warning(
                 "keys of %d bits: below 4 bits answers get worse (HumanEval of an 8B model: 70 %% with 4-bit keys, "
@@ -118,19 +120,10 @@ def parse_kind(kind: str) -> tuple[int, int]:
 
 def cache_nbytes(layers: Sequence[CacheLayer], num_pages: int, kind: str = "fp16") -> int:
     """Bytes of a cache before it is made: codes and scales of whole pages."""
-    bits = parse_kind(kind)
-    return num_pages * sum(_page_nbytes(layer, b) for layer in layers for b in bits)
+    return num_pages * sum(_page_nbytes(layer, *parse_kind(kind)) for layer in layers)
 
 
-def _page_nbytes(layer: CacheLayer, bits: int) -> int:
-    vectors = ops.PAGE_SIZE * layer.num_kv_heads
-    scales = layer.head_dim // _GROUP * 2 if bits <= 8 else 0
-    return vectors * (layer.head_dim * bits // 8 + scales)
-
-
-def _check(layer: CacheLayer, k_bits: int, v_bits: int) -> None:
-    if min(k_bits, v_bits) <= 8 and layer.head_dim % _GROUP:
-        found = f"this model has {layer.head_dim}"
-        raise UsageError(f"a quantized cache needs a head_dim that is a multiple of {_GROUP}, {found}: use cache=fp16")
-    if max(k_bits, v_bits) == 32 and layer.device != "reference":
-        raise UsageError("cache=fp32 exists on the reference device alone: use cache=fp16")
+def _page_nbytes(layer: CacheLayer, k_bits: int, v_bits: int) -> int:
+    width = padded_dim(layer.head_dim, k_bits, v_bits)
+    vector = sum(width * bits // 8 + (width // GROUP * 2 if bits <= 8 else 0) for bits in (k_bits, v_bits))
+    return ops.PAGE_SIZE * layer.num_kv_heads * vector

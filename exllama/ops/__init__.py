@@ -102,7 +102,7 @@ def _check_host(device: str) -> None:
 def layer_cache(
     device: str, num_pages: int, num_kv_heads: int, head_dim: int, k_bits: int = 16, v_bits: int = 16
 ) -> LayerCache:
-    """Pages for one layer. k_bits, v_bits: 16 (fp16) or 2..8; head_dim a multiple of 16, of 32 where quantized."""
+    """Pages for one layer. k_bits, v_bits: 16 (fp16) or 2..8; head_dim a multiple of 16."""
     if is_gpu(device):
         return GpuLayerCache(device, num_pages, num_kv_heads, head_dim, k_bits, v_bits)
     _check_host(device)

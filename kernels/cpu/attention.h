@@ -17,12 +17,12 @@ struct QueryTile {
     int first_row, num_rows, num_queries, kv_head;
     int first_head, num_heads;  // query heads of this task; query q is row q / num_heads, head q % num_heads
     int min_position, max_position;
-    float* vectors;  // (num_queries, D), scaled, rotated where keys are packed
-    PackedQuery* packed;  // (num_queries, D / 32)
+    float* vectors;  // (num_queries, padded_dim), scaled; padded with zeros and rotated where keys are packed
+    PackedQuery* packed;  // (num_queries, padded_dim / 32)
     int32_t positions[max_queries];
 };
 
-struct Partial {  // followed by D floats: weighted values
+struct Partial {  // followed by d = padded_dim floats: weighted values
     float peak, sum;
     float* values() { return &sum + 1; }
 };
@@ -43,11 +43,13 @@ struct AttentionScratch {
     Partial *partial, *state;
     QueryTile tile;
 
-    static int64_t bytes(int d) {
-        const int64_t query = int64_t(max_queries) * d * 4 + int64_t(max_queries) * (d / 32 + 1) * sizeof(PackedQuery);
-        return 2 * max_queries * page_size * 4 + 2 * max_queries * partial_floats(d) * 4 + query + 256;
+    static int64_t bytes(const LayerCache& c) {
+        const int d = padded_dim(c);
+        const int64_t query = int64_t(d) * 4 + (d / 32 + 1) * sizeof(PackedQuery);
+        return max_queries * (2 * page_size * 4 + 2 * partial_floats(d) * 4 + query) + 256;
     }
-    AttentionScratch(uint8_t* base, int d) {
+    AttentionScratch(uint8_t* base, const LayerCache& c) {
+        const int d = padded_dim(c);
         scores = reinterpret_cast<float*>(base);
         scaled = scores + max_queries * page_size;
         float* p = scaled + max_queries * page_size;
@@ -65,7 +67,7 @@ inline Partial* at(Partial* first, int i, int d) {
 inline void score_page(const AttentionArgs& args, const QueryTile& tile, const uint8_t* keys, int block0, int block1,
                        float* scores, Ahead ahead) {
     const LayerCache& c = args.cache;
-    const int d = c.head_dim, groups = d / 32;
+    const int d = padded_dim(c), groups = d / 32;
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(keys + page_layout(c).key_scales);
     for (int block = block0; block < block1; ++block) {
         by_queries(tile.num_queries, [&](auto n, int first) {
@@ -117,7 +119,7 @@ inline void softmax_page(float softcap, int low, int high, int block0, int block
 inline void weigh_page(const AttentionArgs& args, const QueryTile& tile, const uint8_t* values, int t0, int t1,
                        AttentionScratch& s, Partial* out, Ahead ahead) {
     const LayerCache& c = args.cache;
-    const int d = c.head_dim;
+    const int d = padded_dim(c);
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(values + page_layout(c).value_scales);
     const auto pointers = [&](auto n, int first, float* p, const float** from, float** to) {
         for (int i = 0; i < n.value; ++i) {
@@ -188,7 +190,8 @@ inline void attend_page(const AttentionArgs& args, const Run& run, int page_inde
     const uint8_t* values = c.values + page * c.value_page_bytes + tile.kv_head * layout.value_head;
     score_page(args, tile, keys, block0, block1, s.scores, {values, values + layout.value_head});
     for (int q = 0; q < tile.num_queries; ++q)
-        softmax_page(args.softcap, low[q], high[q], block0, block1, s.scores + q * page_size, *at(out, q, c.head_dim));
+        softmax_page(args.softcap, low[q], high[q], block0, block1, s.scores + q * page_size,
+                     *at(out, q, padded_dim(c)));
     weigh_page(args, tile, values, t0, t1, s, out, ahead);
 }
 
@@ -228,7 +231,8 @@ inline int kv_head_of(const AttentionArgs& args, int part) {
 inline void open_tile(const AttentionArgs& args, const Run& run, int first_row, int num_rows, int part,
                       QueryTile& tile) {
     const LayerCache& c = args.cache;
-    const int d = c.head_dim, group = args.num_heads / c.num_kv_heads, parts = tasks_per_tile(args) / c.num_kv_heads;
+    const int d = c.head_dim, width = padded_dim(c), group = args.num_heads / c.num_kv_heads;
+    const int parts = tasks_per_tile(args) / c.num_kv_heads;
     const int start = part % parts * heads_per_task(args), rest = group - start;
     tile.first_row = first_row, tile.num_rows = num_rows, tile.kv_head = kv_head_of(args, part);
     tile.first_head = tile.kv_head * group + start;
@@ -238,12 +242,14 @@ inline void open_tile(const AttentionArgs& args, const Run& run, int first_row, 
     for (int q = 0; q < tile.num_queries; ++q) {
         const int r = first_row + q / tile.num_heads, h = tile.first_head + q % tile.num_heads;
         const float* x = args.q + r * args.q_stride + h * d;
-        float* out = tile.vectors + int64_t(q) * d;
+        float* out = tile.vectors + int64_t(q) * width;
         for (int i = 0; i < d; ++i) out[i] = x[i] * args.scale;
+        for (int i = d; i < width; ++i) out[i] = 0.0f;
         tile.positions[q] = run.positions[r];
         if (c.key_bits == half_bits) continue;
-        rotate(out, d);
-        for (int g = 0; g < d / 32; ++g) pack_query(out + 32 * g, c.key_bits, tile.packed[int64_t(q) * (d / 32) + g]);
+        rotate(out, width);
+        PackedQuery* packed = tile.packed + int64_t(q) * (width / 32);
+        for (int g = 0; g < width / 32; ++g) pack_query(out + 32 * g, c.key_bits, packed[g]);
     }
 }
 
@@ -254,14 +260,16 @@ inline int first_page(const AttentionArgs& args, const QueryTile& tile) {
 
 inline void close_tile(const AttentionArgs& args, const QueryTile& tile, Partial* state) {
     const LayerCache& c = args.cache;
-    const int d = c.head_dim;
+    const int d = c.head_dim, width = padded_dim(c);
     for (int q = 0; q < tile.num_queries; ++q) {
-        Partial& p = *at(state, q, d);
+        Partial& p = *at(state, q, width);
+        float* const values = p.values();
         const float inverse = 1.0f / p.sum;
+        for (int i = 0; i < width; ++i) values[i] *= inverse;
+        if (c.value_bits != half_bits) rotate(values, width);
         float* out = args.out + (tile.first_row + q / tile.num_heads) * args.out_stride +
                      (tile.first_head + q % tile.num_heads) * d;
-        for (int i = 0; i < d; ++i) out[i] = p.values()[i] * inverse;
-        if (c.value_bits != half_bits) rotate(out, d);
+        __builtin_memcpy(out, values, size_t(d) * 4);
     }
 }
 
@@ -280,9 +288,9 @@ inline int64_t max_split_tasks(int workers) { return split_tasks_per_worker * in
 
 void attention(const AttentionArgs& args, const Run& run, Worker& worker) {
     const LayerCache& c = args.cache;
-    const int d = c.head_dim, per_tile = tasks_per_tile(args);
+    const int d = padded_dim(c), per_tile = tasks_per_tile(args);
     const int most = max_queries / heads_per_task(args);
-    AttentionScratch s(worker.scratch(size_t(AttentionScratch::bytes(d))), d);
+    AttentionScratch s(worker.scratch(size_t(AttentionScratch::bytes(c))), c);
     int tiles = 0, pages = 0;
     for (int r = 0; r < run.rows; ++tiles) {
         const int end = tile_end(run, r, most), last = run.positions[end - 1] / page_size + 1;
@@ -343,7 +351,7 @@ void attention(const AttentionArgs& args, const Run& run, Worker& worker) {
 }
 
 int64_t attention_scratch(const AttentionArgs& args, int32_t max_pages, int32_t workers) {
-    return max_split_tasks(workers) * max_pages * max_queries * partial_floats(args.cache.head_dim) * 4;
+    return max_split_tasks(workers) * max_pages * max_queries * partial_floats(padded_dim(args.cache)) * 4;
 }
 
 }  // namespace EXL_ISA

@@ -78,6 +78,8 @@ struct EmbedArgs {
     float multiplier;
 };
 
+constexpr int half_bits = 16;  // of a cache that holds fp16
+
 // Pages of one layer. Keys and values apart; layouts in kv_cache.h.
 struct LayerCache {
     uint8_t* keys;
@@ -89,6 +91,11 @@ struct LayerCache {
     int32_t key_bits;      // 16 = fp16, else 2..8
     int32_t value_bits;
 };
+
+// Features of a head as stored: where keys or values are packed, in groups of 32, the last group is filled with zeros.
+inline int32_t padded_dim(const LayerCache& c) {
+    return c.key_bits == half_bits && c.value_bits == half_bits ? c.head_dim : (c.head_dim + 31) / 32 * 32;
+}
 
 struct RopeTableArgs {
     const float* inv_freq; // (rotary_dim / 2,)

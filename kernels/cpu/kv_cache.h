@@ -1,4 +1,4 @@
-// Pages of 256 tokens, one region per kv head; and how one token is written.
+// Pages of 256 tokens, one region per kv head; and how one token is written. D is padded_dim.
 //
 //   keys  fp16   [16 blocks][D][16 tokens] half          so that 16 scores come from one multiply-add per feature
 //   keys  b bit  [16 blocks][D / 32][codes of 16 tokens x 32 features, unpack.h], then half scale [16 blocks][D / 32][16]
@@ -20,15 +20,13 @@
 
 namespace EXL_ISA {
 
-constexpr int half_bits = 16;
-
 struct PageLayout {
     int64_t key_head, value_head;  // bytes of a head in a page
     int64_t key_scales, value_scales;  // offset of the scales in them
 };
 
 inline PageLayout page_layout(const LayerCache& c) {
-    const int64_t d = c.head_dim, full = 2 * d * page_size;
+    const int64_t d = padded_dim(c), full = 2 * d * page_size;
     PageLayout p{full, full, 0, 0};
     if (c.key_bits != half_bits) {
         p.key_scales = d * page_size * c.key_bits / 8;
@@ -135,9 +133,9 @@ template <int bits> inline void get_value_codes(const uint8_t* p, i32v lane, i32
     }
 }
 
-// x: head_dim floats, overwritten. page: the head's region of a page; t: token inside the page. False: x does not fit.
+// x: padded_dim(c) floats, overwritten. page: the head's region of a page; t: token inside the page. False: x does not fit.
 inline bool store_key(const LayerCache& c, uint8_t* page, int t, float* x) {
-    const int d = c.head_dim, block = t / 16, lane = t % 16;
+    const int d = padded_dim(c), block = t / 16, lane = t % 16;
     if (c.key_bits == half_bits) {
         uint16_t* out = reinterpret_cast<uint16_t*>(page) + int64_t(block) * d * 16 + lane;
         for (int i = 0; i < d; ++i) out[16 * i] = exl::float_to_half(x[i]);
@@ -156,7 +154,7 @@ inline bool store_key(const LayerCache& c, uint8_t* page, int t, float* x) {
 }
 
 inline bool store_value(const LayerCache& c, uint8_t* page, int t, float* x) {
-    const int d = c.head_dim;
+    const int d = padded_dim(c);
     if (c.value_bits == half_bits) {
         uint16_t* out = reinterpret_cast<uint16_t*>(page) + int64_t(t) * d;
         for (int i = 0; i + 16 <= d; i += 16) f_store_half(out + i, f_load(x + i));

@@ -46,11 +46,17 @@ inline void prepare_head(float* x, const RopeArgs& args, const float* norm, floa
     if (table) rotate_pairs(x, table, args.rotary_dim);
 }
 
+// head_dim features, then zeros up to the width that the cache stores.
+inline void pad_head(const float* x, int d, int width, float* line) {
+    __builtin_memcpy(line, x, size_t(d) * 4);
+    __builtin_memset(line + d, 0, size_t(width - d) * 4);
+}
+
 void rope_and_store(const RopeArgs& args, const Run& run, Worker& worker) {
     const LayerCache& cache = args.cache;
     const PageLayout layout = page_layout(cache);
-    const int d = cache.head_dim;
-    float* line = reinterpret_cast<float*>(worker.scratch(size_t(d) * 4));
+    const int d = cache.head_dim, width = padded_dim(cache);
+    float* line = reinterpret_cast<float*>(worker.scratch(size_t(width) * 4));
     worker.begin_stage();
     for (int64_t r; (r = worker.next()) < run.rows;) {
         const float* table = args.table ? args.table + r * args.rotary_dim : nullptr;
@@ -62,9 +68,9 @@ void rope_and_store(const RopeArgs& args, const Run& run, Worker& worker) {
         for (int h = 0; h < cache.num_kv_heads; ++h) {
             float* k = args.k + r * args.k_stride + h * d;
             prepare_head(k, args, args.k_norm, args.k_eps, table);
-            __builtin_memcpy(line, k, size_t(d) * 4);
+            pad_head(k, d, width, line);
             held &= store_key(cache, cache.keys + page * cache.key_page_bytes + h * layout.key_head, t, line);
-            __builtin_memcpy(line, args.v + r * args.v_stride + h * d, size_t(d) * 4);
+            pad_head(args.v + r * args.v_stride + h * d, d, width, line);
             held &= store_value(cache, cache.values + page * cache.value_page_bytes + h * layout.value_head, t, line);
         }
         if (!held && run.faults[r] < 0) run.faults[r] = args.layer;

@@ -137,6 +137,15 @@ def test_every_architecture_token_by_token(model_type: str, dtype: torch.dtype, 
     assert torch.equal(in_chunks(new_runner(model, "q8"), ids, [1] * 60), in_chunks(new_runner(model, "q8"), ids, [60]))
 
 
+@pytest.mark.parametrize("kind", ["fp16", "q8", "q6", "q4", "16,4"])
+def test_heads_of_80(kind: str, tmp_path: Path) -> None:
+    save(toy_model(toy_config("llama", head_dim=80)), tmp_path)
+    model, ids = Model.from_pretrained(tmp_path), random_ids(TOKENS)
+    expected = in_chunks(new_runner(model, kind), ids, [TOKENS])
+    for name in ("one by one", "mixed"):
+        assert torch.equal(in_chunks(new_runner(model, kind), ids, CHUNKS[name]), expected), name
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_any_number_of_threads(threads: int, llama_folder: Path, whole: Whole) -> None:
     model = Model.from_pretrained(llama_folder, threads=threads)
@@ -150,8 +159,9 @@ GOOD = {"token_ids": [1], "positions": [0], "sequences": [0], "page_table": [[0]
     "change",
     [
         {"token_ids": [VOCAB]}, {"token_ids": [-1]}, {"positions": [256]}, {"positions": [-1]}, {"sequences": [1]},
-        {"page_table": [[8]]}, {"page_table": [[-1]]}, {"page_table": [[0]] * 17}, {"logit_rows": [1]},
-        {"token_ids": [1, 2]}, {"token_ids": [], "positions": [], "sequences": [], "logit_rows": []},
+        {"page_table": [[8]]}, {"page_table": [[-1]]}, {"logit_rows": [1]}, {"logit_rows": [-1]},
+        {"token_ids": [1, 2]}, {"positions": [0, 2], "token_ids": [1, 1], "sequences": [0, 0]},
+        {"token_ids": [], "positions": [], "sequences": [], "logit_rows": []},
         {key: value * (TOKENS + 1) for key, value in GOOD.items() if key not in ("page_table", "logit_rows")},
     ],
     ids=str,
@@ -159,7 +169,7 @@ GOOD = {"token_ids": [1], "positions": [0], "sequences": [0], "page_table": [[0]
 def test_a_batch_that_points_outside_is_caught(change: dict[str, list[int]], llama: dict[str, Model]) -> None:
     runner = new_runner(llama["cpu"], "fp16")
     batch = Batch(**{key: np.array(value, np.int32) for key, value in (GOOD | change).items()})
-    with pytest.raises(AssertionError, match=r"batch|token id|position|page|row"):
+    with pytest.raises(UsageError, match=r"a batch of \d+ rows cannot run: .*(token id|position|page|row|sequence)"):
         runner.forward(batch)
 
 

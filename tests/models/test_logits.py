@@ -157,7 +157,17 @@ CACHES = {"q8": 0.018, "8,6": 0.05, "q6": 0.08, "q4": 0.28, "8,4": 0.17, "16,4":
 @pytest.mark.parametrize("kind", CACHES)
 def test_quantized_caches(kind: str, model_type: str, tmp_path: Path) -> None:
     """The devices store the same codes but for roundings at a boundary, so they agree far better than with float32."""
-    model = toy_model(toy_config(model_type, **({"sliding_window": 77} if model_type == "mistral" else {})))
+    check_cache(toy_config(model_type, **({"sliding_window": 77} if model_type == "mistral" else {})), kind, tmp_path)
+
+
+@pytest.mark.parametrize("head_dim", [48, 80])
+@pytest.mark.parametrize("kind", ["q8", "q6", "q4", "16,4"])
+def test_quantized_caches_of_padded_heads(kind: str, head_dim: int, tmp_path: Path) -> None:
+    check_cache(toy_config("llama", head_dim=head_dim), kind, tmp_path)
+
+
+def check_cache(config: PretrainedConfig, kind: str, tmp_path: Path) -> None:
+    model = toy_model(config)
     save(model, tmp_path)
     ids = random_ids(300)
     expected = expected_logits(model, ids)

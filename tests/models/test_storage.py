@@ -54,17 +54,24 @@ def test_sizes_of_real_models(shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["fp16", *PAIRS, "16,3", "6,16"])
 def test_predicted_bytes_are_allocated(kind: str, device: str) -> None:
-    layers = [CacheLayer(2, 64, device), CacheLayer(1, 96, device)]
+    layers = [CacheLayer(2, 64, device), CacheLayer(1, 96, device), CacheLayer(3, 80, device)]
     assert KVCache(layers, 3, kind).nbytes == cache_nbytes(layers, 3, kind) > 0
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_head_sizes(device: str) -> None:
+    """Heads of 80 take the place of 96 where keys or values are packed."""
     layers = [CacheLayer(2, 80, device)]
-    assert KVCache(layers, 1, "fp16").nbytes == cache_nbytes(layers, 1) == 2 * 256 * 2 * 80 * 2
-    for kind in ("q4", "16,4", "4,16"):
-        with pytest.raises(UsageError, match="80: use cache=fp16"):
-            KVCache(layers, 1, kind)
+    tokens = 256 * 2
+    half, packed = tokens * 96 * 2, tokens * (96 // 2 + 3 * 2)
+    sizes = {"fp16": 2 * tokens * 80 * 2, "q4": 2 * packed, "16,4": half + packed, "4,16": packed + half}
+    for kind, nbytes in sizes.items():
+        assert KVCache(layers, 1, kind).nbytes == cache_nbytes(layers, 1, kind) == nbytes
+
+
+def test_odd_head_sizes_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"heads of 40 .* multiple of 16"):
+        KVCache([CacheLayer(2, 40)], 1, "q4")
 
 
 def test_fp32_is_for_the_reference_device() -> None:

@@ -54,7 +54,7 @@ void store_all() {
     Team team(2);
     for (int key_bits : {2, 3, 4, 5, 6, 7, 8, 16})
         for (int value_bits : {2, 3, 4, 5, 6, 7, 8, 16})
-            for (int head_dim : {32, 96}) {
+            for (int head_dim : {32, 80, 96}) {
                 const int heads = 2, rows = 4, width = heads * head_dim;
                 std::vector<float> q = random_floats(size_t(rows * width)), k = q, v = q,
                                    table(size_t(rows * head_dim));

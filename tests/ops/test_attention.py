@@ -43,6 +43,10 @@ CASES = {
     "k5v2": Case(2, 2, 32, 5, 2),
     "k7v3": Case(2, 2, 32, 7, 3),
     "k16v4": Case(2, 2, 32, 16, 4),
+    "q4-head-of-80": Case(3, 3, 80, 4, 4),
+    "q6-head-of-112-window": Case(4, 2, 112, 6, 6, window=100, softcap=20.0),
+    "k8v16-head-of-48": Case(20, 1, 48, 8, 16),
+    "k16v3-head-of-16": Case(2, 2, 16, 16, 3, norms=True),
 }
 # fp16 pages round alike on both sides, up to ties; the 15-bit query of packed keys costs 1e-9, codes that fall on the
 # other side of a rounding boundary the rest.
@@ -94,6 +98,28 @@ def test_against_the_reference_and_in_any_chunks(name: str) -> None:
     assert np.array_equal(whole, singles)
 
 
+@pytest.mark.parametrize("head_dim", range(16, 144, 16))
+def test_a_token_comes_back_as_it_was_stored(head_dim: int) -> None:
+    """One token alone gives its own value: packed with 8 bits, within 2^-7 of the largest of 32 rotated features."""
+    cache = ops.layer_cache("cpu", 5, 2, head_dim, 8, 8)
+    plan = ops.CpuPlan(4, 1)
+    width = 2 * head_dim
+    rows = np.random.default_rng(2).standard_normal((4, width)).astype(np.float32)
+    x, out = plan.buffer(width), plan.buffer(width)
+    plan.embed(dense(rows), x)
+    plan.rope_and_store(x, x, x, cache, None)
+    plan.attention(x, out, cache, head_dim**-0.5)
+    plan.logits(out, dense(np.eye(width, dtype=np.float32)))
+    each = np.arange(4, dtype=np.int32)
+    found = plan.run(each, 0 * each, each, each[:, None].copy(), each).numpy()
+    bound = np.sqrt(32) * np.abs(rows).max() / 128 / 2
+    assert 0 < np.abs(found - rows).max() < bound
+    stored = reference.Pages(1, 2, head_dim, 8)
+    slots = torch.arange(4)
+    stored.write(torch.zeros(4, dtype=torch.int64), slots, torch.from_numpy(rows).view(4, 2, head_dim))
+    assert np.abs(found - stored.read(torch.zeros(1, dtype=torch.int64))[:4].flatten(1).numpy()).max() < 1e-5
+
+
 def test_stored_bytes_never_change() -> None:
     """Appending a token leaves the bytes of earlier ones alone, and other pages too."""
     case = CASES["q4"]
@@ -124,6 +150,13 @@ def test_batches_that_would_corrupt_memory_are_refused(field: str) -> None:
         "token": {"ids": [0, 99999]},
         "order": {"positions": [1, 0]},
     }
+    found = {
+        "position": "row 0 is at position 512, but the page table ends at 512",
+        "sequence": "row 0 belongs to sequence 1, but the page table has 1",
+        "page": "sequence 0 has page 7, but the cache has 2",
+        "token": "row 1 has token id 99999, expected 0 to 3, the vocabulary",
+        "order": "row 1 is at position 0 after 1, expected positions of a sequence to ascend by one",
+    }
     batch = {key: np.array(value, np.int32) for key, value in (attend_arguments | changes[field]).items()}
     x, q, k, v, out = (plan.buffer(64) for _ in range(5))
     plan.embed(dense(np.ones((4, 64), np.float32)), x)
@@ -131,5 +164,5 @@ def test_batches_that_would_corrupt_memory_are_refused(field: str) -> None:
     plan.rope_and_store(q, k, v, cache, None)
     plan.attention(q, out, cache, case.head_dim**-0.5)
     plan.logits(out, dense(np.eye(64, dtype=np.float32)))
-    with pytest.raises(UsageError, match="batch of 2 rows"):
+    with pytest.raises(UsageError, match=f"a batch of 2 rows cannot run: {found[field]}"):
         plan.run(batch["ids"], batch["positions"], batch["sequences"], batch["table"], np.array([1], np.int32))
