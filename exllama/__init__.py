@@ -6,8 +6,9 @@ The names of `__all__` are the public surface. Each is imported when it is first
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+from exllama.errors import NO_TORCH
 
 if TYPE_CHECKING:
     from exllama.engine.model import Model
@@ -33,12 +34,6 @@ if TYPE_CHECKING:
     from exllama.generator.sampling import Sampling
     from exllama.tokenizer.tokenizer import Tokenizer
 
-if find_spec("torch") is None:
-    raise ImportError(
-        "exllama needs PyTorch 2.6 or newer and leaves the choice of its build to you: "
-        "pip install torch==2.13.0, or the one for your GPU"
-    )
-
 __version__ = "0.1.0"
 
 __all__ = [
@@ -63,7 +58,12 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'exllama' has no attribute {name!r}")
-    value: object = getattr(import_module(_HOMES.get(name, "exllama.errors")), name)
+    try:
+        value: object = getattr(import_module(_HOMES.get(name, "exllama.errors")), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(NO_TORCH) from error
     globals()[name] = value
     return value
 

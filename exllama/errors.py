@@ -5,6 +5,11 @@ A message says what was found, what was expected, and what to do. `assert` is ke
 
 from __future__ import annotations
 
+NO_TORCH = (
+    "exllama needs PyTorch 2.6 or newer and leaves the choice of its build to you: "
+    "pip install torch==2.13.0, or the one for your GPU"
+)
+
 
 class ExllamaError(Exception):
     """Base of every error raised on purpose."""

@@ -93,7 +93,8 @@ def write_ninja(build_dir: Path, target: Path, extra: list[str]) -> None:
         "  deps = gcc",
         "  description = compile $out",
         "rule link",
-        "  command = $cxx -shared $in -o $out -pthread",
+        # Under another name until it is whole: a half-written module may load, and compute nonsense.
+        "  command = $cxx -shared $in -o $out.partial -pthread && mv -f $out.partial $out",
         "  description = link $out",
     ]
     objects = []
@@ -159,7 +160,9 @@ def main() -> int:
             print(build_cpu(arguments.out, arguments.debug))
         else:
             library = build_library(arguments)
-            print(shutil.copy2(library, arguments.out.resolve() / library.name))
+            target = arguments.out.resolve() / library.name
+            partial = Path(shutil.copy2(library, target.with_suffix(".partial")))
+            print(partial.replace(target))
     except BuildFailed as error:
         print(error, file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exllama.errors import ExllamaError, SourceError
+from exllama.errors import NO_TORCH, ExllamaError, SourceError
 from exllama.loader.progress import Progress
 
 if TYPE_CHECKING:
@@ -82,6 +82,10 @@ def run_command_line(command: Callable[[], int]) -> int:
         return code
     except ExllamaError as error:
         return fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        return fail(NO_TORCH)
     except MemoryError as error:
         return fail(f"out of memory ({error}): try `python -m exllama.devices plan`")
     except KeyboardInterrupt:

@@ -43,7 +43,6 @@ class Runner:
         if max_rows < 1 or max_sequences < 1:
             raise UsageError(f"max_rows is {max_rows} and max_sequences {max_sequences}, expected at least 1")
         self.cache, self.max_rows, self.max_sequences = cache, max_rows, max_sequences
-        self._vocab_size = model.vocab_size
         self._plan = ops.plan(model.device, max_rows, model.threads)
         self._layers = [module.key for module in model.modules if isinstance(module, Attention)]
         recording = Recording(self._plan, model.hidden_size, cache.layers if layers is None else layers)
@@ -55,8 +54,6 @@ class Runner:
 
         When `faults` names a row afterwards, the rows of its sequence have no meaning.
         """
-        batch.check(self._vocab_size, self.cache.num_pages, self.max_sequences)
-        assert len(batch.token_ids) <= self.max_rows, "a batch has more rows than its runner"
         return self._plan.run(batch.token_ids, batch.positions, batch.sequences, batch.page_table, batch.logit_rows)
 
     @property

@@ -392,7 +392,9 @@ class Generator:
         if len(ids) == 0:
             raise UsageError("the prompt has no tokens, expected at least one")
         array = np.asarray(ids)
-        if array.ndim != 1 or array.dtype.kind not in "iu":
+        typed = hasattr(ids, "dtype")  # numpy takes True in a list of numbers for 1
+        mixed = not typed and any(isinstance(token_id, (bool, np.bool_)) for token_id in ids)
+        if mixed or array.ndim != 1 or array.dtype.kind not in "iu":
             raise UsageError("the prompt holds something else than token ids, expected text or a sequence of token ids")
         if array.min() < 0 or array.max() >= self.model.vocab_size:
             wrong = array.min() if array.min() < 0 else array.max()

@@ -92,8 +92,7 @@ class FakeRunner:
     def forward(self, batch: Batch) -> torch.Tensor:
         if self.fail:
             raise MemoryError("the runner fails")
-        batch.check(VOCAB, self.cache.num_pages, self.max_sequences)
-        assert len(batch.token_ids) <= self.max_rows
+        self._check(batch)
         self.rows.append(len(batch.token_ids))
         self.faults = {row: "layer 7" for row, token in enumerate(batch.token_ids) if token == self.unstorable}
         seen: dict[int, int] = {}
@@ -105,6 +104,19 @@ class FakeRunner:
             self.cache.states[pages[position // PAGE_SIZE], position % PAGE_SIZE] = mix(before ^ (int(token) + 1))
         logits = [self._logits(batch, row) for row in batch.logit_rows]
         return torch.from_numpy(np.stack(logits) if logits else np.empty((0, VOCAB), np.float32))
+
+    def _check(self, batch: Batch) -> None:
+        """What native code refuses, and more sequences than this runner has."""
+        rows = len(batch.token_ids)
+        assert 0 < rows <= self.max_rows
+        assert len(batch.page_table) <= self.max_sequences
+        limits = {"token_ids": VOCAB, "sequences": len(batch.page_table), "logit_rows": rows}
+        for name, limit in limits.items():
+            column = getattr(batch, name)
+            assert column.dtype == np.int32, name
+            assert all(0 <= value < limit for value in column), name
+        used = batch.page_table[batch.sequences, batch.positions // PAGE_SIZE]
+        assert 0 <= used.min() <= used.max() < self.cache.num_pages
 
     def _state(self, pages: np.ndarray, position: int) -> int:
         state = int(self.cache.states[pages[position // PAGE_SIZE], position % PAGE_SIZE])

@@ -183,4 +183,3 @@ def test_rows_are_rewritten_when_they_change_hands() -> None:
         assert settings["seed"][:n].tolist() == [s.seed for s in order]
         assert settings["position"][:n].tolist() == [8] * n
         assert [h.tolist() for h in rows.histories] == [[4, 5, 6, 7] if s is a else [] for s in order]
-        assert rows.argmax_only == all(s is greedy for s in order)

@@ -37,8 +37,6 @@ class JobSampler:
             raise UsageError(f"logit_bias is for token {pairs[-1][0]}, expected ids up to {vocab_size - 1}")
         self.bias_ids = np.array([token for token, _ in pairs], np.int32)
         self.bias_values = np.array([value for _, value in pairs], np.float64)
-        is_plain = not (sampling.has_penalties or sampling.dry_multiplier or pairs) and self.mask is None
-        self.is_argmax = sampling.is_greedy and is_plain  # takes the largest logit, whatever the sequence
         python = sampling.is_stateful or sampling.tfs < 1.0 or sampling.typical_p < 1.0
         self.is_native = sampling.is_greedy or not python  # kernels/cpu/sampling.cpp can do all of it
         self._guessing: JobSampler | None = None

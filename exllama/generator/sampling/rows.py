@@ -18,7 +18,6 @@ class SamplingRows:
 
     settings: (capacity,) of ops.SAMPLE_SETTINGS. histories: (n,) int32 per row, the tokens that its penalties look at.
     biases: (ids (n,) int32, values (n,) float64) per row, or None. masks: (words,) uint32 per row, or None.
-    argmax_only: every row takes the largest of the logits as they are.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -29,7 +28,6 @@ class SamplingRows:
         self.biases: list[tuple[NDArray[np.int32], NDArray[np.float64]] | None] = []
         self.masks: list[NDArray[np.uint32] | None] = []
         self.tokens: list[NDArray[np.int32]] = []  # all tokens before the one to be drawn, row by row
-        self.argmax_only = True
         self._written: list[JobSampler] = []  # whose settings stand in the array
 
     @property
@@ -41,7 +39,6 @@ class SamplingRows:
         """No rows."""
         for rows in (self.samplers, self.histories, self.biases, self.masks, self.tokens):
             rows.clear()
-        self.argmax_only = True
 
     def add(self, sampler: JobSampler, tokens: NDArray[np.int32], length: int) -> None:
         """One more row: the token after tokens[:length] is to be drawn. Rows of one job come in order of length."""
@@ -56,7 +53,6 @@ class SamplingRows:
         self.histories.append(tokens[begin:length] if sampling.has_penalties else _NOTHING)
         self.biases.append(self._bias(sampler, tokens[:length]))
         self.masks.append(sampler.mask)
-        self.argmax_only &= sampler.is_argmax
 
     def _bias(
         self, sampler: JobSampler, tokens: NDArray[np.int32]

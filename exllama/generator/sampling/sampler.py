@@ -23,7 +23,7 @@ def sample_rows(logits: torch.Tensor, rows: SamplingRows) -> list[int]:
     """
     if logits.device.type != "cpu":
         logits = logits.cpu()
-    tokens = [_argmax(row) for row in logits.numpy()] if rows.argmax_only else ops.sample(logits, rows)
+    tokens = ops.sample(logits, rows)
     for row, sampler in enumerate(rows.samplers):
         if tokens[row] >= 0 and not (sampler.is_native and sampler.records is None):
             tokens[row] = _draw(logits[row], tokens[row], sampler, rows.tokens[row])
@@ -48,10 +48,3 @@ def _draw(logits: torch.Tensor, native: int, sampler: JobSampler, tokens: NDArra
     if records is not None:
         records.add(logits, token, filtered)
     return token
-
-
-def _argmax(logits: NDArray[np.float32]) -> int:
-    best = int(logits.argmax())  # of NaN if there is one
-    if np.isfinite(logits[best]):
-        return best
-    return NO_TOKEN_LEFT if logits[best] == -np.inf else NOT_A_TOKEN
