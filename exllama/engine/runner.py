@@ -36,7 +36,11 @@ class Runner:
     """A model over one cache, for batches of up to max_rows tokens of up to max_sequences sequences."""
 
     def __init__(
-        self, model: RunnableModel, cache: KVCache, max_rows: int, max_sequences: int,
+        self,
+        model: RunnableModel,
+        cache: KVCache,
+        max_rows: int,
+        max_sequences: int,
         layers: Sequence[LayerCache] | None = None,
     ) -> None:
         """layers: those that the model's attention layers use, None for all of the cache."""

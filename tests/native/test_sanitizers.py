@@ -1,6 +1,7 @@
-"""Native code under sanitizers: threads, packing of files, cache pages, sampling. Each run must be able to fail.
+"""Native code under sanitizers: threads, packing, sampling, linear layers, attention. Each run must be able to fail.
 
-Linear layers and attention take minutes to compile that way: `python -m exllama_ext.build cpu --debug` builds them all.
+Kernels are compiled for one level and without optimisation, which takes seconds instead of minutes; all levels:
+`python -m exllama_ext.build cpu --debug`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from exllama_ext.build import CPU
+from exllama.ops import native
+from exllama_ext.build import CPU, LEVELS
 from tests.unit.tree import ROOT
 
 NATIVE = Path(__file__).parent
@@ -52,3 +54,14 @@ def test_storage_stays_within_bounds(folder: Path) -> None:
     done = run(program)
     assert (done.returncode, done.stdout) == (0, "all is within bounds\n"), done.stderr[:4000]
     assert "ERROR: AddressSanitizer" in run(program, "short").stderr
+
+
+def test_linear_layers_and_attention_stay_within_bounds(folder: Path) -> None:
+    level = "avx2" if "avx2" in native().levels() else "generic"
+    flags = ["-O0", *LEVELS[level], f"-DEXL_ISA={level}", f"-DEXL_LEVEL={list(LEVELS).index(level)}", *BOUNDS]
+    sources = [CPU / name for name in ("team.cpp", "pack.cpp")]
+    program = build(folder / "compute", flags, NATIVE / "compute.cpp", NATIVE / "exact_memory.cpp", *sources)
+    done = run(program)
+    assert (done.returncode, done.stdout) == (0, "all is within bounds\n"), done.stderr[:4000]
+    for kernel in ("linear", "attention"):
+        assert f"{level}::{kernel}" in run(program, kernel).stderr
