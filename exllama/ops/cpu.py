@@ -76,7 +76,7 @@ class CpuLayerCache:
 
 
 # Activations are int8 per 32 columns. A row that this rounds worse than usual (Gaussian rows: 2.2e-5, squared and
-# relative) is one of the few with huge outliers; it gets a second int8 row for the error. See docs/benchmarks.md.
+# relative) is one of the few with huge outliers; it keeps 12 bits, 15 where the weight is a trellis. See docs/adr/0003.
 RESIDUAL_ABOVE = 6e-5
 
 

@@ -1,9 +1,11 @@
-// Rows of activations as the matrix kernels read them: int8 codes per 32 columns, bf16, or fp32.
+// Rows of activations as the matrix kernels read them: integers of 12 bits per 32 columns, bf16, or fp32.
 //
 // One record per row, made from that row alone:
-//   int8:  [ codes K ][ scale K/32 f32 ][ sum K/32 i32 ][ scale*sum K/32 f32 ][ sum16 K/16 i32 ][ scale*sum16 K/16 f32 ]
+//   int8:  [ codes 2 K ][ scale K/32 f32 ][ sum K/32 i32 ][ scale*sum K/32 f32 ][ sum16 K/16 i32 ][ scale*sum16 K/16 f32 ]
+//          [ i32: any low part is not zero ]
 //   bf16:  [ K uint16 ]      f32:  [ K float ]
-// The rounding error of an int8 row may be a record of its own, further down: 15 bits in all.
+// An integer is 16 * high + low, -127..127 and -8..7. Codes are [ high 16 ][ low 16 ] for each 16 columns, so that 64 bytes
+// are 32 columns of an A tile. A row that 8 bits describe well enough has no low parts.
 #pragma once
 
 #include "exl_cpu.h"
@@ -20,11 +22,12 @@ struct Record {
     uint8_t* base;
 
     int8_t* codes() const { return reinterpret_cast<int8_t*>(base); }
-    float* scale(int k) const { return reinterpret_cast<float*>(base + k); }
-    int32_t* sum(int k) const { return reinterpret_cast<int32_t*>(base + k) + k / 32; }
-    float* scaled_sum(int k) const { return reinterpret_cast<float*>(base + k) + 2 * (k / 32); }
-    int32_t* sum16(int k) const { return reinterpret_cast<int32_t*>(base + k) + 3 * (k / 32); }
-    float* scaled_sum16(int k) const { return reinterpret_cast<float*>(base + k) + 5 * (k / 32); }
+    float* scale(int k) const { return reinterpret_cast<float*>(base + 2 * k); }
+    int32_t* sum(int k) const { return reinterpret_cast<int32_t*>(base + 2 * k) + k / 32; }
+    float* scaled_sum(int k) const { return scale(k) + 2 * (k / 32); }
+    int32_t* sum16(int k) const { return sum(k) + 2 * (k / 32); }
+    float* scaled_sum16(int k) const { return scale(k) + 5 * (k / 32); }
+    int32_t& has_low(int k) const { return sum(k)[6 * (k / 32)]; }
     uint16_t* bf16() const { return reinterpret_cast<uint16_t*>(base); }
     float* f32() const { return reinterpret_cast<float*>(base); }
 };
@@ -39,23 +42,43 @@ struct Rows {
 
 // An odd number of cache lines, so that 16 rows of a tile do not fall into one cache set.
 inline int64_t record_bytes(ActivationType type, int k) {
-    const int64_t bytes =
-        type == ActivationType::int8 ? k + int64_t(k / 32) * 28 : int64_t(k) * (type == ActivationType::bf16 ? 2 : 4);
+    const int64_t bytes = type == ActivationType::int8 ? 2 * k + int64_t(k / 32) * 28 + 4
+                                                       : int64_t(k) * (type == ActivationType::bf16 ? 2 : 4);
     return ((bytes + 63) / 64 | 1) * 64;
 }
 
-// Codes = round(x * 127 / absmax) per 32 columns; returns nothing else than the record. With `residual`, x becomes the error.
-inline void quantize_row(float* x, int k, Record out, bool keep_error) {
+constexpr float largest_code = 127 * 16;
+
+// Integers of 16 columns, rounded to 8 bits where `keep_low` is false, and their parts.
+struct Codes16 {
+    i32v code, high, low;
+
+    Codes16(f32v x, f32v inverse, bool keep_low) {
+        code = f_to_i(f_mul(x, inverse));
+        high = i_shr_signed<4>(i_add(code, i_set(8)));
+        low = i_sub(code, i_shl<4>(high));
+        if (!keep_low) code = i_shl<4>(high), low = i_zero();
+    }
+    void store(int8_t* out) const {
+        i_store_s8(out, high);
+        i_store_s8(out + 16, low);
+    }
+};
+
+// Codes = round(x * 2032 / absmax) per 32 columns, with or without low parts. Returns the squared low parts relative to the
+// row: what it would lose without them.
+inline float quantize_row(const float* x, int k, Record out, bool keep_low) {
+    f32v lost = f_zero(), size = f_zero();
     for (int g = 0; g < k / 32; ++g) {
-        float* p = x + 32 * g;
-        const f32v a = f_load(p), b = f_load(p + 16);
+        const f32v a = f_load(x + 32 * g), b = f_load(x + 32 * g + 16);
         const float peak = f_max_lane(f_max(f_abs(a), f_abs(b)));
-        const float scale = peak / 127.0f;
-        const f32v inverse = f_set(peak > 0x1p-120f ? 127.0f / peak : 0.0f);
-        const i32v qa = f_to_i(f_mul(a, inverse)), qb = f_to_i(f_mul(b, inverse));
-        i_store_s8(out.codes() + 32 * g, qa);
-        i_store_s8(out.codes() + 32 * g + 16, qb);
-        const int32_t sum_a = i_sum(qa), sum_b = i_sum(qb);
+        const bool empty = peak < 0x1p-90f;  // products of scales stay normal numbers
+        const float scale = empty ? 0.0f : peak / largest_code;
+        const f32v inverse = f_set(empty ? 0.0f : largest_code / peak), s = f_set(scale);
+        const Codes16 ca(a, inverse, keep_low), cb(b, inverse, keep_low);
+        ca.store(out.codes() + 64 * g);
+        cb.store(out.codes() + 64 * g + 32);
+        const int32_t sum_a = i_sum(ca.code), sum_b = i_sum(cb.code);
         out.scale(k)[g] = scale;
         out.sum(k)[g] = sum_a + sum_b;
         out.scaled_sum(k)[g] = scale * float(sum_a + sum_b);
@@ -63,12 +86,13 @@ inline void quantize_row(float* x, int k, Record out, bool keep_error) {
         out.sum16(k)[2 * g + 1] = sum_b;
         out.scaled_sum16(k)[2 * g] = scale * float(sum_a);
         out.scaled_sum16(k)[2 * g + 1] = scale * float(sum_b);
-        if (keep_error) {
-            const f32v minus = f_set(-scale);
-            f_store(p, f_fma(i_to_f(qa), minus, a));
-            f_store(p + 16, f_fma(i_to_f(qb), minus, b));
-        }
+        const f32v la = f_mul(i_to_f(ca.low), s), lb = f_mul(i_to_f(cb.low), s);
+        lost = f_fma(la, la, f_fma(lb, lb, lost));
+        size = f_fma(a, a, f_fma(b, b, size));
     }
+    out.has_low(k) = keep_low;
+    const float whole = f_sum(size);
+    return whole > 0.0f ? f_sum(lost) / whole : 0.0f;
 }
 
 inline float sum_of_squares(const float* x, int n) {
@@ -97,30 +121,19 @@ inline void normalize_row(const float* x, const float* weight, float eps, int n,
     for (; i < padded; ++i) out[i] = 0.0f;
 }
 
-// Fills the record of row r. int8: returns the squared rounding error relative to the row, where `residual_above` asks for it.
-// `line` holds k floats and is overwritten.
-inline float prepare_row(const LinearArgs& args, const float* x, ActivationType type, const Rows& rows, int r,
-                         float* line) {
+// Fills the record of row r. `line` holds k floats and is overwritten.
+inline void prepare_row(const LinearArgs& args, const float* x, ActivationType type, const Rows& rows, int r,
+                        float* line) {
     normalize_row(x, args.norm, args.eps, args.cols, rows.k, line);
     if (type == ActivationType::int8) {
-        const bool compare = args.residual_above > 0.0f && args.residual_above < __builtin_inff();
-        const float size = compare ? sum_of_squares(line, rows.k) : 0.0f;
-        quantize_row(line, rows.k, rows[r], compare);
-        return size > 0.0f ? sum_of_squares(line, rows.k) / size : 0.0f;
-    }
-    if (type == ActivationType::bf16) {
+        const bool may_keep_low = args.residual_above < __builtin_inff();
+        const float lost = quantize_row(line, rows.k, rows[r], may_keep_low);
+        if (may_keep_low && lost < args.residual_above) quantize_row(line, rows.k, rows[r], false);
+    } else if (type == ActivationType::bf16) {
         for (int i = 0; i < rows.k; ++i) rows[r].bf16()[i] = exl::float_to_bf16(line[i]);
     } else {
         for (int i = 0; i < rows.k; i += 16) f_store(rows[r].f32() + i, f_load(line + i));
     }
-    return 0.0f;
-}
-
-// The record of a row's rounding error.
-inline void prepare_residual(const LinearArgs& args, const float* x, const Rows& rows, int r, float* line) {
-    normalize_row(x, args.norm, args.eps, args.cols, rows.k, line);
-    quantize_row(line, rows.k, rows[r], true);
-    quantize_row(line, rows.k, rows[r], false);
 }
 
 }  // namespace EXL_ISA

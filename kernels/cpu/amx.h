@@ -1,6 +1,6 @@
 // The matrix kernels on AMX tiles: 16 activation rows x 16 weight rows at a time.
 //
-// int8: a group is one tile product; its int32 results are the exact integers of group_affine.h and are flushed by the
+// int8: a group is one tile product or two; its int32 results are the exact integers of group_affine.h and are flushed by the
 // same function in the same order, so AMX and VNNI give equal bits and can share a matrix product (full tiles here, the rest there).
 // bf16: sums stay in the tile over all of K; rows are independent, so any number of rows gives the same bits.
 #pragma once
@@ -70,21 +70,45 @@ inline void transpose_scales(const Rows& rows, int first, TileScales* out) {
     }
 }
 
-// All codes of a block as bytes [K / 4][16][4]; the constant zero point is already taken off.
+// How the codes of 32 columns become B tiles that face the codes of a record, high and low parts in turns.
+//
+//   up to 4 bits   one tile a group: 16 * code opposite the high parts, code opposite the low ones
+//   more           two: codes opposite the high parts, codes opposite the low ones; their results are joined afterwards
+//
+// Zeros stand opposite the columns of other groups.
+template <int bits, Scheme scheme> struct TilePanel {
+    static constexpr bool joined = bits <= 4;
+    static constexpr int tiles_per_group = joined ? 1 : 2;
+    static constexpr int groups_per_32 = 32 / Scales<scheme>::size;
+    static constexpr int bytes_per_32 = 1024 * tiles_per_group * groups_per_32;
+
+    // Tile of a group that the high or low parts of four columns belong to, and the line in it.
+    static constexpr int line(int column4, bool low) {
+        const int group = column4 * groups_per_32 / 8, tile = group * tiles_per_group + (!joined && low);
+        return 1024 * tile + 16 * code_offset(column4) + (low ? 256 : 0);
+    }
+};
+
+// All codes of a block, without the constant zero point.
 template <int bits, Scheme scheme> void unpack_block(const Weight& w, const uint8_t* block, int k, uint8_t* panel) {
-    const i32v zero = i8_set(int8_t(w.zero));
-    for (int g = 0; g < k / 32; ++g)
+    using Panel = TilePanel<bits, scheme>;
+    const i32v zero = i8_set(int8_t(w.zero)), zero16 = i8_set(int8_t(16 * w.zero));
+    for (int g = 0; g < k / 32; ++g) {
+        uint8_t* out = panel + int64_t(Panel::bytes_per_32) * g;
+        if constexpr (Panel::bytes_per_32 > 1024) __builtin_memset(out, 0, Panel::bytes_per_32);
 #pragma GCC unroll 8
         for (int c = 0; c < 8; ++c) {
             const i32v u = unpack<bits>(block + int64_t(g) * 64 * bits, c);
-            i_store(panel + 512 * g + 64 * c, Scales<scheme>::has_offset ? u : i8_sub(u, zero));
+            const i32v code = Scales<scheme>::has_offset ? u : i8_sub(u, zero);
+            const i32v times16 = Scales<scheme>::has_offset ? i_shl<4>(u) : i8_sub(i_shl<4>(u), zero16);
+            i_store(out + Panel::line(c, false), Panel::joined ? times16 : code);
+            i_store(out + Panel::line(c, true), code);
         }
+    }
 }
 
-template <Scheme scheme, int c, int a, int b>
-inline void tile_product(const int8_t* codes, int64_t stride, const uint8_t* panel, int32_t* out) {
+template <Scheme scheme, int c, int a, int b> inline void tile_product(const uint8_t* panel, int32_t* out) {
     tile_zero<c>();
-    tile_load<a>(codes, stride);
     tile_load<b>(panel, 64);
     if constexpr (Scales<scheme>::has_offset)
         tile_dot_su<c, a, b>();
@@ -93,29 +117,40 @@ inline void tile_product(const int8_t* codes, int64_t stride, const uint8_t* pan
     tile_store<c>(out, 64);
 }
 
-// 16 rows from `first`, y (16, 16). Two groups are multiplied while the two before them are flushed: a tile product takes
-// about 50 cycles to arrive, flushing it about 30.
-template <Scheme scheme> void tile_rows(const uint8_t* scales, const uint8_t* panel, const Rows& rows, int first,
-                                        const TileScales* t, float* y) {
+inline int64_t panel_bytes(const Weight& w, int k) {
+    if (w.family != Family::group_affine) return 0;
+    return dispatch_group_affine(
+        w, [&](auto bits, auto scheme) { return int64_t(k / 32) * TilePanel<bits.value, scheme.value>::bytes_per_32; });
+}
+
+// 16 rows from `first`, y (16, 16). Two groups are multiplied while the two before them are flushed.
+template <int bits, Scheme scheme> void tile_rows(const uint8_t* scales, const uint8_t* panel, const Rows& rows,
+                                                  int first, const TileScales* t, float* y) {
     using S = Scales<scheme>;
-    constexpr int size = S::size;
+    constexpr int size = S::size, tiles = TilePanel<bits, scheme>::tiles_per_group;
     const int groups = rows.k / size;
-    alignas(64) int32_t out[4][256];
+    alignas(64) int32_t out[4][tiles][256];
     const int8_t* codes = rows[first].codes();
     f32v sum[16];
     for (int m = 0; m < 16; ++m) sum[m] = f_zero();
     const auto start = [&](int g, auto slot) {
         constexpr int c = decltype(slot)::value;
-        tile_product<scheme, c, 4 + c % 2, 6 + c % 2>(codes + size * g, rows.stride, panel + 16 * size * g, out[c]);
+        tile_load<4 + c % 2>(codes + 64 * (g * size / 32), rows.stride);
+        const uint8_t* b = panel + int64_t(1024 * tiles) * g;
+        tile_product<scheme, c, 4 + c % 2, 6 + c % 2>(b, out[c][0]);
+        if constexpr (tiles == 2) tile_product<scheme, c, 4 + c % 2, 6 + c % 2>(b + 1024, out[c][1]);
     };
-    const auto finish = [&](int g, const int32_t* dots) {
+    const auto finish = [&](int g, const int32_t (*dots)[256]) {
         f32v s = f_zero(), o = f_zero();
         S::load(scales, g, s, o);
         const TileScales& ts = t[g * size / 32];
         const float* scaled = size == 32 ? ts.scaled_sum : ts.scaled_sum16[g & 1];
 #pragma GCC unroll 16
-        for (int m = 0; m < 16; ++m)
-            sum[m] = flush<scheme>(sum[m], i_load(dots + 16 * m), s, o, ts.scale[m], scaled[m]);
+        for (int m = 0; m < 16; ++m) {
+            i32v dot = i_load(dots[0] + 16 * m);
+            if constexpr (tiles == 2) dot = i_add(i_shl<4>(dot), i_load(dots[1] + 16 * m));
+            sum[m] = flush<scheme>(sum[m], dot, s, o, ts.scale[m], scaled[m]);
+        }
     };
     int g = 0;
     if (groups >= 2) start(0, Constant<0>{}), start(1, Constant<1>{});
@@ -135,11 +170,11 @@ template <int bits, Scheme scheme> void tile_multiply(const Weight& w, const uin
                                                       Worker& worker, float* y) {
     int done = 0;
     if (count >= 16) {
-        configure_tiles(worker, 16, Scales<scheme>::size);
+        configure_tiles(worker, 16, 64);
         unpack_block<bits, scheme>(w, block, rows.k, panel);
         for (; count - done >= 16; done += 16)
-            tile_rows<scheme>(block + w.scales_offset, panel, rows, first + done,
-                              scales + int64_t((first + done) / 16) * (rows.k / 32), y + 16 * done);
+            tile_rows<bits, scheme>(block + w.scales_offset, panel, rows, first + done,
+                                    scales + int64_t((first + done) / 16) * (rows.k / 32), y + 16 * done);
     }
     if (done < count) block_multiply<bits, scheme>(w, block, rows, first + done, count - done, y + 16 * done);
 }

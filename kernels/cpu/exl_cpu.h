@@ -64,8 +64,8 @@ struct LinearArgs {
     Activation activation; // not none: out0 = activation(x W0) * (x W1)
     int32_t num_projections;
     Projection projection[max_projections];
-    // A row of int8 activations whose rounding error, squared and relative, exceeds this keeps the error as a second
-    // int8 row: 15 bits in all. 0 = every row, infinity = none.
+    // A row whose relative squared rounding error at 8 bits exceeds this keeps more: 12 bits for group_affine, a second int8
+    // row for trellises. 0 = every row, infinity = none.
     float residual_above;
     const int32_t* row_index;  // gather: row r reads x[row_index[r]]; null = r
     float softcap;         // > 0: out = softcap * tanh(out / softcap)

@@ -93,8 +93,12 @@ template <int bits> inline i32v dot4(i32v acc, i32v codes, const int8_t* a) {
 
 constexpr int prefetch_distance = 4096;
 
-// M rows at once, codes unpacked once for all of them.
-template <int bits, Scheme scheme, int M>
+// Where four columns lie in the codes of a record; their low parts are 16 bytes further.
+constexpr int code_offset(int column4) { return 32 * (column4 / 4) + 4 * (column4 % 4); }
+
+// M rows at once, codes unpacked once for all of them. Without `low` no row may have low parts; both kinds give the same
+// bits for a row that has none: 16 is a power of two.
+template <int bits, Scheme scheme, int M, bool low>
 void block_rows(const Weight& w, const uint8_t* block, const Rows& rows, int first, float* y) {
     using S = Scales<scheme>;
     constexpr int chunks = S::size / 4;  // dot products of 4 columns per group
@@ -116,37 +120,54 @@ void block_rows(const Weight& w, const uint8_t* block, const Rows& rows, int fir
         __builtin_prefetch(next_scales + g32 * scale_stride);
         for (int part = 0; part < per_32; ++part) {
             const int g = g32 * per_32 + part;
-            i32v acc[M];
+            i32v high[M], rest[M];
             for (int m = 0; m < M; ++m) {
                 const int32_t* sums = S::size == 32 ? row[m].sum(k) : row[m].sum16(k);
-                acc[m] = S::has_offset ? i_zero() : i_set(-w.zero * sums[g]);
+                const i32v zero = S::has_offset ? i_zero() : i_set(-w.zero * (low ? sums[g] : sums[g] / 16));
+                high[m] = low ? i_zero() : zero;
+                rest[m] = zero;
             }
 #pragma GCC unroll 8
             for (int c = 0; c < chunks; ++c) {
                 const i32v u = unpack<bits>(codes, part * chunks + c);
-                for (int m = 0; m < M; ++m)
-                    acc[m] = dot4<bits>(acc[m], u, row[m].codes() + 32 * g32 + 4 * (part * chunks + c));
+                for (int m = 0; m < M; ++m) {
+                    const int8_t* a = row[m].codes() + 64 * g32 + code_offset(part * chunks + c);
+                    high[m] = dot4<bits>(high[m], u, a);
+                    if constexpr (low) rest[m] = dot4<bits>(rest[m], u, a + 16);
+                }
             }
             f32v s = f_zero(), o = f_zero();
             S::load(scales, g, s, o);
+            if constexpr (!low) s = f_mul(s, f_set(16.0f));
             for (int m = 0; m < M; ++m) {
                 const float* scaled = S::size == 32 ? row[m].scaled_sum(k) : row[m].scaled_sum16(k);
-                sum[m] = flush<scheme>(sum[m], acc[m], s, o, row[m].scale(k)[g32], S::has_offset ? scaled[g] : 0.0f);
+                const i32v dot = low ? i_add(i_shl<4>(high[m]), rest[m]) : high[m];
+                sum[m] = flush<scheme>(sum[m], dot, s, o, row[m].scale(k)[g32], S::has_offset ? scaled[g] : 0.0f);
             }
         }
     }
     for (int m = 0; m < M; ++m) f_store(y + 16 * m, sum[m]);
 }
 
+inline bool any_low(const Rows& rows, int first, int count) {
+    int32_t any = 0;
+    for (int m = 0; m < count; ++m) any |= rows[first + m].has_low(rows.k);
+    return any != 0;
+}
+
 // All rows [first, first + count) of one block, y (count, 16).
 template <int bits, Scheme scheme>
 void block_multiply(const Weight& w, const uint8_t* block, const Rows& rows, int first, int count, float* y) {
     int done = 0;
-    for (; count - done >= 8; done += 8) block_rows<bits, scheme, 8>(w, block, rows, first + done, y + 16 * done);
     const auto rest = [&](auto size) {
         constexpr int M = decltype(size)::value;
-        for (; count - done >= M; done += M) block_rows<bits, scheme, M>(w, block, rows, first + done, y + 16 * done);
+        for (; count - done >= M; done += M)
+            if (any_low(rows, first + done, M))
+                block_rows<bits, scheme, M, true>(w, block, rows, first + done, y + 16 * done);
+            else
+                block_rows<bits, scheme, M, false>(w, block, rows, first + done, y + 16 * done);
     };
+    rest(Constant<8>{});
     rest(Constant<4>{});
     rest(Constant<2>{});
     rest(Constant<1>{});

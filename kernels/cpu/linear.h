@@ -18,6 +18,7 @@ constexpr int private_rows = 2;  // up to here each worker prepares all rows its
 constexpr int64_t chunk_bytes = 1 << 20;  // of records that a chunk may occupy
 
 constexpr bool use_tiles = EXL_LEVEL >= 4;
+constexpr int tile_scales_bytes = 256;
 
 inline ActivationType activation_type(const Weight& w) {
     return w.family == Family::group_affine ? ActivationType::int8 : dense_activations(w.dense_type);
@@ -27,20 +28,15 @@ inline int blocks_of(const Weight& w) { return (w.rows + 15) / 16; }
 
 // Where things lie in scratch for a run of `rows` rows.
 struct LinearLayout {
-    int rows, k, residual_base, records, chunk;
-    bool residuals;  // some rows may have a second record, at residual_base and on
+    int rows, k, chunk;
     bool needs[3];  // by ActivationType
     int64_t offset[3];
     int64_t stride[3];
     int64_t scales_offset;  // TileScales
-    int64_t flags_offset;  // int32 per row: wants a residual
     int64_t bytes;
 
     LinearLayout(const LinearArgs& args, int num_rows) : rows(num_rows), needs{}, offset{}, stride{} {
         k = (args.cols + 31) / 32 * 32;
-        residual_base = rows < 16 ? rows : (rows + 15) / 16 * 16;
-        residuals = args.residual_above < __builtin_inff();
-        records = residuals ? residual_base + rows : rows;
         for (int p = 0; p < args.num_projections; ++p) needs[int(activation_type(*args.projection[p].weight))] = true;
         bytes = 0;
         int64_t widest = 1;
@@ -48,13 +44,11 @@ struct LinearLayout {
             if (!needs[t]) continue;
             stride[t] = record_bytes(ActivationType(t), k);
             offset[t] = bytes;
-            bytes += stride[t] * records;
+            bytes += stride[t] * rows;
             widest = stride[t] > widest ? stride[t] : widest;
         }
         scales_offset = bytes;
-        if (use_tiles && needs[0]) bytes += int64_t(records + 15) / 16 * (k / 32) * 256;
-        flags_offset = bytes;
-        bytes += (int64_t(rows) * 4 + 63) / 64 * 64;
+        if (use_tiles && needs[0]) bytes += int64_t(rows / 16) * (k / 32) * int64_t(tile_scales_bytes);
         const int64_t fit = chunk_bytes / widest / 64 * 64;
         chunk = int(fit < 64 ? 64 : fit);
     }
@@ -62,19 +56,26 @@ struct LinearLayout {
     Rows rows_of(ActivationType type, uint8_t* base) const { return {base + offset[int(type)], stride[int(type)], k}; }
 };
 
-// What a worker needs for itself: a line of floats, an unpacked panel, the list of rows with residuals, two results of a
-// chunk, and records where they are not shared.
+// What a worker needs for itself: a line of floats, an unpacked panel, two results of a chunk, and records where they are
+// not shared.
 struct WorkerLayout {
-    int64_t line, panel, flagged, result, records, bytes;
+    int64_t line, panel, result, one_result, records, bytes;
 
-    WorkerLayout(const LinearLayout& layout, bool own_records) {
+    WorkerLayout(const LinearArgs& args, const LinearLayout& layout, bool own_records) {
         const int chunk = layout.chunk < layout.rows ? layout.chunk : layout.rows;
         line = 0;
         panel = line + int64_t(layout.k + 16) * 4 / 64 * 64 + 64;
-        flagged = panel + (use_tiles ? int64_t(layout.k) * 16 : 0);
-        result = flagged + (int64_t(layout.rows) * 4 + 63) / 64 * 64;
-        const int64_t one = int64_t(chunk + 64) * (layout.residuals ? 2 : 1) * 64;
-        records = result + 2 * one;
+        result = panel;
+#if EXL_LEVEL >= 4
+        for (int p = 0; p < args.num_projections; ++p) {
+            const int64_t end = panel + panel_bytes(*args.projection[p].weight, layout.k);
+            result = end > result ? end : result;
+        }
+#else
+        (void)args;
+#endif
+        one_result = int64_t(chunk) * 64;
+        records = result + 2 * one_result;
         bytes = records + (own_records ? layout.bytes : 0);
     }
 };
@@ -84,25 +85,9 @@ inline const float* input_row(const LinearArgs& args, int r) {
 }
 
 inline void prepare_records(const LinearArgs& args, const LinearLayout& layout, uint8_t* base, int r, float* line) {
-    float error = 0.0f;
-    for (int t = 0; t < 3; ++t) {
-        if (!layout.needs[t]) continue;
-        const float e =
+    for (int t = 0; t < 3; ++t)
+        if (layout.needs[t])
             prepare_row(args, input_row(args, r), ActivationType(t), layout.rows_of(ActivationType(t), base), r, line);
-        if (t == int(ActivationType::int8)) error = e;
-    }
-    reinterpret_cast<int32_t*>(base + layout.flags_offset)[r] =
-        args.residual_above == 0.0f || error > args.residual_above;
-}
-
-// Lists the rows that want a residual, in order; the list's place is the number of its record. Every worker makes its own.
-inline int list_flagged(const LinearLayout& layout, const uint8_t* base, int32_t* flagged) {
-    const int32_t* flags = reinterpret_cast<const int32_t*>(base + layout.flags_offset);
-    int count = 0;
-    if (layout.residuals && layout.needs[int(ActivationType::int8)])
-        for (int r = 0; r < layout.rows; ++r)
-            if (flags[r]) flagged[count++] = r;
-    return count;
 }
 
 // One block of 16 weight rows times records [first, first + count).
@@ -139,41 +124,14 @@ struct LinearStage {
     uint8_t* records;
     uint8_t* own;
     const WorkerLayout& mine;
-    const int32_t* flagged;  // rows with residuals, ascending
-    int num_flagged;
     Worker& worker;
 
-    float* result(int i) const {
-        return reinterpret_cast<float*>(own + mine.result + i * (mine.records - mine.result) / 2);
-    }
+    float* result(int i) const { return reinterpret_cast<float*>(own + mine.result + i * mine.one_result); }
 
-    // The first place in the list of rows with residuals whose row is not below r.
-    int place(int r) const {
-        int i = 0;
-        while (i < num_flagged && flagged[i] < r) ++i;
-        return i;
-    }
-
-    // Rows [r0, r1) of one block into y; a row's residual is added to its main part.
+    // Rows [r0, r1) of one block into y.
     void block(const Weight& w, int index, int r0, int r1, float* y) const {
-        const ActivationType type = activation_type(w);
-        const Rows rows = layout.rows_of(type, records);
-        const uint8_t* scales = records + layout.scales_offset;
-        uint8_t* panel = own + mine.panel;
-        const int n = r1 - r0, p0 = place(r0), p1 = place(r1);
-        if (type != ActivationType::int8 || p0 == p1) return multiply(w, index, rows, r0, n, scales, panel, worker, y);
-        const int start = p0 / 16 * 16;  // tiles begin at multiples of 16
-        float* error = y + 16 * n;
-        if (layout.residual_base == n && p1 - start == n) {
-            multiply(w, index, rows, 0, 2 * n, scales, panel, worker, y);
-        } else {
-            multiply(w, index, rows, r0, n, scales, panel, worker, y);
-            multiply(w, index, rows, layout.residual_base + start, p1 - start, scales, panel, worker, error);
-        }
-        for (int p = p0; p < p1; ++p) {
-            float* main = y + 16 * (flagged[p] - r0);
-            f_store(main, f_add(f_load(main), f_load(error + 16 * (p - start))));
-        }
+        const Rows rows = layout.rows_of(activation_type(w), records);
+        multiply(w, index, rows, r0, r1 - r0, records + layout.scales_offset, own + mine.panel, worker, y);
     }
 
     f32v with_bias(const float* y, const float* bias) const {
@@ -256,16 +214,16 @@ inline void run_tasks(const LinearStage& stage) {
     }
 }
 
-// Tiles want the scales of 16 records side by side; all records up to the last residual, in tiles of 16.
-inline void share_scales(const LinearLayout& layout, uint8_t* records, int num_flagged, Worker& worker) {
-    (void)layout, (void)records, (void)num_flagged, (void)worker;
+// Tiles want the scales of 16 records side by side.
+inline void share_scales(const LinearLayout& layout, uint8_t* records, Worker& worker) {
+    (void)layout, (void)records, (void)worker;
 #if EXL_LEVEL >= 4
-    const int used = num_flagged ? layout.residual_base + num_flagged : layout.rows;
-    if (!layout.needs[int(ActivationType::int8)] || used < 16) return;
+    if (!layout.needs[int(ActivationType::int8)] || layout.rows < 16) return;
     const Rows rows = layout.rows_of(ActivationType::int8, records);
     TileScales* scales = reinterpret_cast<TileScales*>(records + layout.scales_offset);
     worker.begin_stage();
-    for (int64_t t; (t = worker.next()) < used / 16;) transpose_scales(rows, int(t) * 16, scales + t * (layout.k / 32));
+    for (int64_t t; (t = worker.next()) < layout.rows / 16;)
+        transpose_scales(rows, int(t) * 16, scales + t * (layout.k / 32));
     worker.barrier();
 #endif
 }
@@ -274,31 +232,19 @@ inline void grouped_linear(const LinearArgs& args, const Run& run, Worker& worke
     if (run.rows == 0) return;
     const LinearLayout layout(args, run.rows);
     const bool own_records = run.rows <= private_rows;
-    const WorkerLayout mine(layout, own_records);
+    const WorkerLayout mine(args, layout, own_records);
     uint8_t* own = worker.scratch(size_t(mine.bytes));
     uint8_t* records = own_records ? own + mine.records : run.shared;
     float* line = reinterpret_cast<float*>(own + mine.line);
-    int32_t* flagged = reinterpret_cast<int32_t*>(own + mine.flagged);
-    const auto residual = [&](int place) {
-        const Rows rows = layout.rows_of(ActivationType::int8, records);
-        prepare_residual(args, input_row(args, flagged[place]), rows, layout.residual_base + place, line);
-    };
-    int num_flagged = 0;
     if (own_records) {
         for (int r = 0; r < run.rows; ++r) prepare_records(args, layout, records, r, line);
-        num_flagged = list_flagged(layout, records, flagged);
-        for (int i = 0; i < num_flagged; ++i) residual(i);
     } else {
         worker.begin_stage();
         for (int64_t r; (r = worker.next()) < run.rows;) prepare_records(args, layout, records, int(r), line);
         worker.barrier();
-        num_flagged = list_flagged(layout, records, flagged);
-        worker.begin_stage();
-        for (int64_t i; (i = worker.next()) < num_flagged;) residual(int(i));
-        worker.barrier();
-        share_scales(layout, records, num_flagged, worker);
+        share_scales(layout, records, worker);
     }
-    run_tasks({args, layout, records, own, mine, flagged, num_flagged, worker});
+    run_tasks({args, layout, records, own, mine, worker});
 }
 
 // The projections that are trellises, or those that are not.

@@ -80,6 +80,7 @@ inline i32v i_sub(i32v x, i32v y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_s
 inline i32v i_mul(i32v x, i32v y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
 template <int n> inline i32v i_shl(i32v x) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
 template <int n> inline i32v i_shr(i32v x) { return {_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)}; }
+template <int n> inline i32v i_shr_signed(i32v x) { return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)}; }
 inline i32v i_shr_each(i32v x, i32v n) { return {_mm256_srlv_epi32(x.a, n.a), _mm256_srlv_epi32(x.b, n.b)}; }
 inline f32v i_to_f(i32v x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline i32v f_to_i(f32v x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }

@@ -50,6 +50,7 @@ inline i32v i_sub(i32v a, i32v b) { return _mm512_sub_epi32(a, b); }
 inline i32v i_mul(i32v a, i32v b) { return _mm512_mullo_epi32(a, b); }
 template <int n> inline i32v i_shl(i32v a) { return _mm512_slli_epi32(a, n); }
 template <int n> inline i32v i_shr(i32v a) { return _mm512_srli_epi32(a, n); }
+template <int n> inline i32v i_shr_signed(i32v a) { return _mm512_srai_epi32(a, n); }
 // Right shift of lane i by amounts[i] bits.
 inline i32v i_shr_each(i32v a, i32v amounts) { return _mm512_srlv_epi32(a, amounts); }
 inline f32v i_to_f(i32v a) { return _mm512_cvtepi32_ps(a); }

@@ -117,6 +117,9 @@ template <int n> inline i32v i_shl(i32v a) {
 template <int n> inline i32v i_shr(i32v a) {
     return i_each([&](int i) { return int32_t(u(a.v[i]) >> n); });
 }
+template <int n> inline i32v i_shr_signed(i32v a) {
+    return i_each([&](int i) { return a.v[i] >> n; });
+}
 inline i32v i_shr_each(i32v a, i32v n) {
     return i_each([&](int i) { return int32_t(u(a.v[i]) >> n.v[i]); });
 }

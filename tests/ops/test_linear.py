@@ -13,7 +13,10 @@ from tests.ops.blocks import dense, packed, random_blocks, values
 
 ROWS = (1, 2, 3, 4, 8, 12, 16, 17, 31, 33, 70)
 ACTIVATIONS_8_BIT = 1e-4  # absmax / 127 per 32 columns: relative RMS 0.5 %, squared 2.5e-5 on Gaussian rows
-ACTIVATIONS_15_BIT = 2e-9
+ACTIVATIONS_12_BIT = 4e-7  # absmax / 2032 per 32 columns
+OUTLIER_12_BIT = (
+    2e-6  # one column is nearly all of the row: 32 / 12 / 2032^2 = 6.5e-7, times what its weight is smaller
+)
 ACTIVATIONS_BF16 = 1e-5  # 2^-9 at most, squared and averaged; the fp16 weights are rounded alike
 FLOAT32 = 1e-12
 
@@ -45,7 +48,7 @@ def test_packed_values_are_those_of_the_file(kind: str) -> None:
 def test_products(kind: str, level: str, precise: bool) -> None:
     raw, x = random_blocks(kind, 71, columns_of(kind)), gaussian(70, columns_of(kind))
     result = project(x, packed(kind, raw, columns_of(kind)), level, precise=precise)
-    bound = ACTIVATIONS_15_BIT if precise else ACTIVATIONS_8_BIT
+    bound = ACTIVATIONS_12_BIT if precise else ACTIVATIONS_8_BIT
     assert nmse(result, x.astype(np.float64) @ values(kind, raw).T) <= bound
 
 
@@ -75,13 +78,13 @@ def test_a_row_gives_the_same_bits_in_any_company(kind: str, level: str, precise
 
 
 def test_rows_beyond_one_chunk_of_the_cache() -> None:
-    """Wide rows are cut into chunks; 150 rows of 8192 columns make two and the residual records a third range."""
+    """Wide rows are cut into chunks; 150 rows of 8192 columns make two."""
     raw, x = random_blocks("Q4_0", 32, 8192), gaussian(150, 8192)
     weight = packed("Q4_0", raw, 8192)
     for level in LEVELS[1:]:
         whole = project(x, weight, level, precise=True)
         assert np.array_equal(project(x[97:98], weight, level, precise=True), whole[97:98])
-        assert nmse(whole, x.astype(np.float64) @ values("Q4_0", raw).T) <= ACTIVATIONS_15_BIT
+        assert nmse(whole, x.astype(np.float64) @ values("Q4_0", raw).T) <= ACTIVATIONS_12_BIT
 
 
 def dense_of(matrix: Array, dtype: str) -> ops.Weight:
@@ -147,11 +150,11 @@ def test_zeros_and_outliers(level: str) -> None:
     x[1, 7] *= 1e4
     result = project(x, weight, level, precise=True)
     assert not result[0].any()
-    assert nmse(result[1:], x[1:].astype(np.float64) @ values("Q4_1", raw).T) <= ACTIVATIONS_15_BIT
+    assert nmse(result[1:], x[1:].astype(np.float64) @ values("Q4_1", raw).T) <= OUTLIER_12_BIT
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_rows_with_outliers_keep_their_rounding_error(level: str) -> None:
+def test_rows_with_outliers_have_12_bits(level: str) -> None:
     """ops.RESIDUAL_ABOVE: such a row is as good as a precise one, an ordinary row beside it stays at 8 bits."""
     raw, x = random_blocks("Q4_0", 32, 288), gaussian(20, 288)
     x[3, 5] *= 300
@@ -159,8 +162,8 @@ def test_rows_with_outliers_keep_their_rounding_error(level: str) -> None:
     result = project(x, packed("Q4_0", raw, 288), level)
     expected = x.astype(np.float64) @ values("Q4_0", raw).T
     errors = np.array([nmse(result[r], expected[r]) for r in range(20)])
-    assert errors[[3, 17]].max() <= 1e-8
-    assert np.delete(errors, [3, 17]).min() >= 1e-6
+    assert errors[[3, 17]].max() <= OUTLIER_12_BIT
+    assert np.delete(errors, [3, 17]).min() >= 5e-6
 
 
 def test_wrong_arguments_are_errors() -> None:
