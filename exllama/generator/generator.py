@@ -35,6 +35,7 @@ from exllama.generator.drafting.drafter import Drafter
 from exllama.generator.drafting.speculation import Speculation
 from exllama.generator.events import Event, Finished, Text
 from exllama.generator.job import Job
+from exllama.generator.lane import Lane, longest_answer
 from exllama.generator.sampling import GREEDY, Sampling
 from exllama.generator.sampling.breakers import Breakers
 from exllama.generator.sampling.job_sampler import JobSampler
@@ -249,7 +250,9 @@ class Generator:
         UsageError when it is empty, holds ids that are no tokens, when a grammar is wrong, or when the job was enqueued
         before.
         """
-        prompt = self._token_ids(job.prompt)
+        prompts = [self._token_ids(job.prompt)]
+        if job.negative_prompt is not None:
+            prompts.append(self._token_ids(job.negative_prompt))
         constraint = self._compile(list(job.grammars)) if job.grammars else None
         with self._lock:
             self._check_open()
@@ -259,8 +262,10 @@ class Generator:
             strings = [stop for stop in job.stop if isinstance(stop, str)]
             answer = Answer(IncrementalDetokenizer(self.tokenizer), strings, job.min_new_tokens)
             stop_ids = frozenset(self.tokenizer.eos_ids).union(stop for stop in job.stop if isinstance(stop, int))
-            table = PageTable(self._pool, job.salt)
-            sequence = Running(job, prompt, self.context_length, stop_ids, answer, table, sampler)
+            limit = self._limit([len(prompt) for prompt in prompts])
+            tables = [PageTable(self._pool, job.salt) for _ in prompts]
+            guide = Lane(prompts[1], tables[1]) if len(prompts) > 1 else None
+            sequence = Running(job, prompts[0], limit, stop_ids, answer, tables[0], sampler, guide)
             sequence.constraint = constraint
             self._scheduler.add(sequence)
             job.answer, self._sequences[job] = answer, sequence
@@ -403,6 +408,16 @@ class Generator:
             what = "context" if self.context_length < self.cache_tokens else "cache"
             raise ContextError(len(array), self.context_length, what)
         return np.array(array, np.int32)
+
+    def _limit(self, lengths: list[int]) -> int:
+        """The most tokens that the first of some prompts and its answer can come to, when the answer follows all."""
+        if len(lengths) > self._runner.max_sequences:
+            raise UsageError("a negative prompt needs a second place in the batch: set max_batch_size to 2 or more")
+        new = longest_answer(lengths, self.context_length, self._pool.num_pages, PAGE_SIZE)
+        if new < 1:
+            found = f"a prompt of {lengths[0]} tokens, a negative one of {lengths[1]} and an answer after both"
+            raise UsageError(f"{found} do not fit in a cache of {self.cache_tokens} tokens: raise cache_tokens")
+        return lengths[0] + new
 
     def _job_sampler(self, job: Job) -> JobSampler:
         breakers = job.sampling.dry_sequence_breakers if job.sampling.dry_multiplier else ()

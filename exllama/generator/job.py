@@ -17,6 +17,7 @@ from exllama.generator.sampling.settings import check_range
 MAX_STOPS = 64
 MAX_PRIORITY = 1000
 MAX_LOGPROBS = 1024
+MAX_CFG_SCALE = 1000
 
 
 @dataclass(eq=False)
@@ -31,6 +32,9 @@ class Job:
     overtaken for ever (scheduler.MAX_SKIPS). deadline: seconds after enqueue at which the answer ends unfinished
     ("deadline"); among equal priorities the nearest deadline runs first. grammars: the answer follows all of them
     (a model's end token ends it where they allow an end). banned_strings: texts that never occur in the answer.
+    negative_prompt, cfg_scale: what to keep away from, and how far: a token is drawn from the logits after this prompt
+    plus cfg_scale times what the logits after `prompt` have more (classifier-free guidance; 1: no guidance). Both
+    prompts are followed by the answer, so such a job takes two places in the batch and pages for two.
     logprobs: report the log-probability of every new token and as many of the most probable tokens in its place; None:
     neither. filtered_logprobs: also of the distribution that the token was drawn from. return_logits: the logits too.
     """
@@ -46,6 +50,8 @@ class Job:
     deadline: float | None = None
     grammars: Sequence[Grammar] = ()
     banned_strings: Sequence[str] = ()
+    negative_prompt: str | Sequence[int] | None = None
+    cfg_scale: float = 1.0
     logprobs: int | None = None
     filtered_logprobs: bool = False
     return_logits: bool = False
@@ -65,6 +71,7 @@ class Job:
             raise UsageError(f"sampling is {self.sampling!r}, expected a Sampling")
         if not isinstance(self.salt, bytes):
             raise UsageError(f"salt is {type(self.salt).__name__}, expected bytes")
+        self._check_guidance()
         self._check_logprobs()
         self.stop = check_stops(self.stop)
         self.grammars = (self.grammars,) if isinstance(self.grammars, Grammar) else tuple(self.grammars)
@@ -72,6 +79,16 @@ class Job:
             raise UsageError(f"grammars holds {self.grammars!r}, expected objects of Grammar")
         if self.banned_strings:
             self.grammars += (Grammar.without(self.banned_strings),)
+
+    def _check_guidance(self) -> None:
+        scale = self.cfg_scale
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= MAX_CFG_SCALE:
+            raise UsageError(f"cfg_scale is {scale!r}, expected a number within +-{MAX_CFG_SCALE}")
+        if (self.negative_prompt is None) != (self.cfg_scale == 1.0):
+            found = (
+                f"cfg_scale is {self.cfg_scale!r} {'with' if self.cfg_scale == 1.0 else 'without'} a negative_prompt"
+            )
+            raise UsageError(f"{found}, expected both a negative_prompt and a cfg_scale other than 1, or neither")
 
     def _check_logprobs(self) -> None:
         top = self.logprobs

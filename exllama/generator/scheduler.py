@@ -1,5 +1,7 @@
 """Who runs in the next step, with how many tokens, on which pages; and what the drawn tokens mean.
 
+A sequence may have two lanes (sequence.py), which it enters the batch with, draws with and leaves with.
+
 A step has a budget of rows. Every sequence that is about to draw a token gets its row first, so that streams never
 wait for prompts; prompts share what is left. Pages are taken as sequences grow. When none is left the last in rank
 gives its pages back and waits; later it continues from what it had, recomputing what the cache has forgotten, and
@@ -25,6 +27,7 @@ from exllama.cache.pages import PagePool
 from exllama.errors import ConstraintError, ExllamaError, QueueFull, cache_fault
 from exllama.generator.drafting.speculation import Speculation
 from exllama.generator.events import Event, Prefill, Reason, Started
+from exllama.generator.lane import Lane
 from exllama.generator.sampling.sampler import sampling_error
 from exllama.generator.sequence import Sequence
 from exllama.generator.step import Step
@@ -116,12 +119,14 @@ class Scheduler:
             self._give_way(self._waiting[0])
         drawing = self._find_drawing()
         if self._speculation and drawing:
-            self._speculation.propose(drawing, (self._max_rows - len(drawing)) // 2)
+            rows = sum(len(sequence.lanes) for sequence in drawing)
+            self._speculation.propose(drawing, (self._max_rows - rows) // 2)
         for sequence in drawing:
-            self._step.add(sequence, 1)
+            for lane in sequence.lanes:
+                self._step.add(sequence, lane, 1)
         if self._waiting and self._free_slots:
             self._admit()
-        if len(self._step.parts) < len(self._running):
+        if len(drawing) < len(self._running):
             self._add_prompts()
         self._begun = time.perf_counter()
         return self._step if self._step.rows else None
@@ -133,9 +138,11 @@ class Scheduler:
         """
         step, now = self._step, time.perf_counter()
         failed = self._set_aside(faults, now) if faults else set()
-        for sequence, count, _, _, draws in step.parts:
-            if not draws and sequence not in failed:
-                self._advance(sequence, count)
+        for sequence, lane, count, _, _, draws in step.parts:
+            if draws or sequence in failed:
+                continue
+            self._advance(lane, count)
+            if lane is sequence:
                 self._events.append(Prefill(sequence.job, sequence.computed, sequence.num_tokens))
         step.draw_all(logits, failed, lambda sequence, token: self._accept(sequence, token, now))
         if self._speculation:
@@ -144,21 +151,24 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raises AssertionError on a broken invariant."""
-        self._pool.check_integrity(sequence.table.pages for sequence in self._running)
-        slots = sorted([sequence.slot for sequence in self._running] + self._free_slots)
+        lanes = [lane for sequence in self._running for lane in sequence.lanes]
+        self._pool.check_integrity(lane.table.pages for lane in lanes)
+        slots = sorted([lane.slot for lane in lanes] + self._free_slots)
         assert slots == list(range(len(self._step.page_table))), "a slot is lost or used twice"
         for group in (self._running, self._waiting):
             ranks = [sequence.rank for sequence in group]
             assert ranks == sorted(set(ranks)), "sequences are out of order"
+        for lane in lanes:
+            assert lane.computed < lane.num_tokens, "a running sequence has nothing to run"
+            assert lane.computed <= lane.table.capacity, "tokens were computed without pages"
+            row = self._step.page_table[lane.slot, : len(lane.table.pages)]
+            assert row.tolist() == lane.table.pages, "the page table disagrees with the pages of its sequence"
         for sequence in self._running:
-            assert sequence.computed < sequence.num_tokens <= sequence.limit, "a running sequence has nothing to run"
-            assert sequence.computed <= sequence.table.capacity, "tokens were computed without pages"
-            row = self._step.page_table[sequence.slot, : len(sequence.table.pages)]
-            assert row.tolist() == sequence.table.pages, "the page table disagrees with the pages of its sequence"
+            assert sequence.num_tokens <= sequence.limit, "a sequence is longer than its limit"
         if self._speculation:
             self._speculation.check_integrity(self._running)
-        for sequence in self._waiting:
-            held = (sequence.slot, sequence.computed, sequence.table.pages)
+        for lane in [lane for sequence in self._waiting for lane in sequence.lanes]:
+            held = (lane.slot, lane.computed, lane.table.pages)
             assert held == (-1, 0, []), "a waiting sequence holds pages"
 
     def _expire(self, now: float) -> None:
@@ -175,8 +185,9 @@ class Scheduler:
         ]
         if not lower or self._fits(sequence, self._reserved):
             return
-        theirs = sum(len(each.table.pages) for each in lower)
-        if self._needed_pages(sequence) <= self._pool.num_available + theirs:
+        theirs = sum(len(lane.table.pages) for each in lower for lane in each.lanes)
+        slots = len(self._free_slots) + sum(len(each.lanes) for each in lower)
+        if slots >= len(sequence.lanes) and self._needed_pages(sequence) <= self._pool.num_available + theirs:
             while lower and not self._fits(sequence, self._reserved):
                 self._preempt(lower.pop())
 
@@ -185,16 +196,16 @@ class Scheduler:
         running, drawing, index = self._running, [], 0
         while index < len(running):
             sequence = running[index]
-            if sequence.num_tokens - sequence.computed == 1:
-                if sequence.computed == sequence.table.capacity and not self._make_room(sequence):
+            if sequence.is_ready:
+                if any(lane.needs_page and not self._make_room(sequence, lane) for lane in sequence.lanes):
                     continue  # it was the last itself
                 drawing.append(sequence)
             index += 1
         return drawing
 
-    def _make_room(self, sequence: Sequence) -> bool:
-        """A page for the next token, if need be from the last in rank; False when that is the sequence itself."""
-        while not sequence.table.grow(sequence.computed + 1):
+    def _make_room(self, sequence: Sequence, lane: Lane) -> bool:
+        """A page for its next token, if need be from the last in rank; False when that is the sequence itself."""
+        while not lane.table.grow(lane.computed + 1):
             last = self._running[-1]
             self._preempt(last)
             if last is sequence:
@@ -204,7 +215,6 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._leave_batch(sequence)
-        sequence.computed = 0
         insort(self._waiting, sequence, key=_rank)
 
     def _admit(self) -> None:
@@ -223,15 +233,15 @@ class Scheduler:
                 return
 
     def _fits(self, sequence: Sequence, reserved: int) -> bool:
-        """Whether a waiting sequence has a slot and pages, `reserved` of which are for others."""
+        """Whether a waiting sequence has slots and pages, `reserved` of which are for others."""
         spare = 1 if self._running else 0  # else it would be preempted by the next page that somebody needs
         needed = self._needed_pages(sequence) + reserved + spare
-        return bool(self._free_slots) and needed <= self._pool.num_available
+        return len(self._free_slots) >= len(sequence.lanes) and needed <= self._pool.num_available
 
     def _needed_pages(self, sequence: Sequence) -> int:
         """Pages that a waiting sequence would take from those that are available."""
-        found, unread = sequence.table.cached_pages(sequence.tokens)
-        return self._missing_pages(sequence) - found + unread
+        cached = [lane.table.cached_pages(lane.tokens) for lane in sequence.lanes]
+        return self._missing_pages(sequence) - sum(found - unread for found, unread in cached)
 
     @property
     def _reserved(self) -> int:
@@ -239,17 +249,18 @@ class Scheduler:
         return sum(self._missing_pages(sequence) for sequence in self._running)
 
     def _missing_pages(self, sequence: Sequence) -> int:
-        return -(-sequence.num_tokens // self._pool.page_size) - len(sequence.table.pages)
+        size = self._pool.page_size
+        return sum(-(-lane.num_tokens // size) - len(lane.table.pages) for lane in sequence.lanes)
 
     def _start(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
         self._count_skips(sequence)
         insort(self._running, sequence, key=_rank)
-        sequence.slot = heapq.heappop(self._free_slots)  # the lowest, so that the batch's page table stays short
-        table = sequence.table
-        table.place(self._step.page_table[sequence.slot])
-        sequence.computed = table.reuse(sequence.tokens, 0)
-        sequence.computed = table.copy_start(sequence.tokens, sequence.computed, self._copy_page)
+        for lane in sequence.lanes:
+            lane.slot = heapq.heappop(self._free_slots)  # the lowest, so that the batch's page table stays short
+            lane.table.place(self._step.page_table[lane.slot])
+            lane.computed = lane.table.reuse(lane.tokens, 0)
+            lane.computed = lane.table.copy_start(lane.tokens, lane.computed, self._copy_page)
         if not sequence.admitted:
             sequence.admitted = time.perf_counter()
             sequence.cached_tokens = sequence.computed
@@ -267,48 +278,50 @@ class Scheduler:
     def _add_prompts(self) -> None:
         """Rows for the sequences that lack more than one token, out of what is left of the budget."""
         scheduled = {id(part.sequence) for part in self._step.parts}
-        prompts = [sequence for sequence in self._running if id(sequence) not in scheduled]
-        for sequence in prompts:
-            sequence.computed = sequence.table.reuse(sequence.tokens, sequence.computed)
+        unread = [(each, lane) for each in self._running if id(each) not in scheduled for lane in each.lanes]
+        for _, lane in unread:
+            lane.computed = lane.table.reuse(lane.tokens, lane.computed)
         budget = self._max_rows - self._step.rows
         if scheduled:
             budget = min(budget, MIXED_ROWS)
-        counts = share_budget([s.num_tokens - s.computed for s in prompts], budget)
-        for sequence, count in zip(prompts, counts, strict=True):
-            if sequence.slot < 0 or count == 0:
+        prompts = [(each, lane, wanted) for each, lane in unread if (wanted := _readable(each, lane))]
+        counts = share_budget([wanted for _, _, wanted in prompts], budget)
+        for (sequence, lane, _), count in zip(prompts, counts, strict=True):
+            if lane.slot < 0 or count == 0:
                 continue  # preempted for one before it, or no budget
-            if self._step.rows == 0 and not self._make_room(sequence):
+            if self._step.rows == 0 and not self._make_room(sequence, lane):
                 continue
-            sequence.table.grow(sequence.computed + count)
-            count = min(count, sequence.table.capacity - sequence.computed)
+            lane.table.grow(lane.computed + count)
+            count = min(count, lane.table.capacity - lane.computed)
             if count:
-                self._step.add(sequence, count)
+                self._step.add(sequence, lane, count)
 
     def _set_aside(self, faults: Mapping[int, str], now: float) -> set[Sequence]:
         """The sequences that have faulty rows: they end, except that one whose drafts are to blame tries without."""
         found, begin = set(), 0
-        for sequence, count, drafts, _, _ in self._step.parts:
+        for sequence, lane, count, drafts, _, _ in self._step.parts:
             end = begin + count + drafts
             row = next((row for row in faults if begin <= row < end), None)
-            if row is not None:
+            if row is not None and sequence.slot >= 0:
                 found.add(sequence)
                 if row - begin < count:
-                    self._end(sequence, "error", now, error=cache_fault(sequence.computed + row - begin, faults[row]))
+                    self._end(sequence, "error", now, error=cache_fault(lane.computed + row - begin, faults[row]))
                 else:
                     sequence.drop_drafts()
                     sequence.may_guess = False
             begin = end
         return found
 
-    def _advance(self, sequence: Sequence, count: int) -> None:
+    def _advance(self, lane: Lane, count: int) -> None:
         """`count` more tokens have keys and values."""
-        sequence.computed += count
-        if sequence.computed % self._pool.page_size < count:  # a page was completed
-            sequence.table.seal(sequence.tokens, sequence.computed)
+        lane.computed += count
+        if lane.computed % self._pool.page_size < count:  # a page was completed
+            lane.table.seal(lane.tokens, lane.computed)
 
     def _accept(self, sequence: Sequence, token: int, now: float) -> bool:
         """What a drawn token means for its sequence; True: it goes on, and the token is its next draft."""
-        self._advance(sequence, sequence.num_tokens - sequence.computed)
+        for lane in sequence.lanes:
+            self._advance(lane, lane.missing)
         constraint = sequence.constraint
         if token < 0 and constraint is not None and constraint.error:
             self._end(sequence, "error", now, error=ConstraintError(constraint.error))
@@ -358,7 +371,8 @@ class Scheduler:
         else:
             self._running.remove(sequence)
             if error:
-                sequence.table.discard()  # what made the logits wrong may stand in the pages
+                for lane in sequence.lanes:
+                    lane.table.discard()  # what made the logits wrong may stand in the pages
             self._leave_batch(sequence)
         self._events.append(sequence.finished(reason, now, stop, error))
 
@@ -366,9 +380,10 @@ class Scheduler:
         sequence.drop_drafts()
         if self._speculation:
             self._speculation.drop(sequence)
-        sequence.table.release(sequence.tokens, sequence.computed)
-        heapq.heappush(self._free_slots, sequence.slot)
-        sequence.slot = -1
+        for lane in sequence.lanes:
+            lane.table.release(lane.tokens, lane.computed)
+            heapq.heappush(self._free_slots, lane.slot)
+            lane.slot, lane.computed = -1, 0
 
 
 def share_budget(wanted: list[int], budget: int) -> list[int]:
@@ -387,6 +402,11 @@ def share_budget(wanted: list[int], budget: int) -> list[int]:
         counts[index] += more
         budget -= more
     return counts
+
+
+def _readable(sequence: Sequence, lane: Lane) -> int:
+    """Tokens of a lane that can be computed before the sequence draws: lanes that draw together wait with the last."""
+    return lane.missing - (len(sequence.lanes) > 1)
 
 
 def _rank(sequence: Sequence) -> tuple[float, float, int]:

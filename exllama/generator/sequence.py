@@ -14,18 +14,17 @@ from exllama.generator.constraints.constraint import Constraint
 from exllama.generator.drafting.rejection import Distribution
 from exllama.generator.events import Finished, Reason, Text, Times
 from exllama.generator.job import Job
+from exllama.generator.lane import Lane
 from exllama.generator.sampling.job_sampler import JobSampler
 
-_ROOM = 256  # tokens by which the buffer grows at least
 _FIRST = -math.inf  # goes before every priority
 
 
-class Sequence:
-    """Tokens [0, computed) have their keys and values in the pages; [computed, num_tokens) are still to be computed.
+class Sequence(Lane):
+    """The lane that a job's prompt and answer make, and everything else about the job.
 
-    Invariant: computed < num_tokens, so there is always something to run. `tokens` is valid until the next append.
-    In `buffer` `num_drafts` tokens may follow them: guesses, valid during one step. Written by the scheduler and its
-    drafter alone. slot is the row of the page table while the sequence runs, else -1.
+    In `buffer` `num_drafts` tokens may follow the others: guesses, valid during one step. Written by the scheduler and
+    its drafter alone.
     """
 
     def __init__(
@@ -37,38 +36,46 @@ class Sequence:
         answer: Answer,
         table: PageTable,
         sampler: JobSampler,
+        guide: Lane | None = None,
     ) -> None:
-        self.job, self.answer, self.table = job, answer, table
+        super().__init__(prompt, table)
+        self.job, self.answer = job, answer
         self.sampler = sampler
+        self._guide = guide
         self.stop_ids = stop_ids
-        self.prompt_tokens = self.num_tokens = len(prompt)
+        self.prompt_tokens = len(prompt)
         self.limit = limit  # tokens that model and cache can hold; the answer ends at `last`, for `end_reason`
         wanted = limit if job.max_new_tokens is None else len(prompt) + job.max_new_tokens
         self.last = min(limit, wanted)
         self.end_reason: Reason = "length" if job.max_new_tokens is not None and wanted <= limit else "context"
         self.endless_until = len(prompt) + job.min_new_tokens  # with fewer tokens, no end token is drawn
-        self.buffer = prompt  # (capacity,) int32
-        self.computed = 0
         self.num_drafts = self.accepted_drafts = self.rejected_drafts = 0
         self.guessed_from: list[Distribution] = []  # of each draft, if the rule of rejection.py is to be followed
         self.may_guess = True  # False: the keys of a draft could not be stored, so no more are tried
         self.constraint: Constraint | None = None  # what the answer may look like
         self.cached_tokens = 0
-        self.slot = -1
         self.skipped = 0  # times that one which came later was admitted instead
         self.rank: tuple[float, float, int] = (0.0, 0.0, 0)  # who goes first: the smaller one; see `enqueue`
         self.enqueued = self.admitted = self.first_token = 0.0  # perf_counter; 0.0: has not happened
         self.expires = math.inf
 
     @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """Itself, and the one of the negative prompt if there is one.
+
+        They get the same answer, enter and leave the batch together, and draw in the same step.
+        """
+        return (self,) if self._guide is None else (self, self._guide)
+
+    @property
+    def is_ready(self) -> bool:
+        """It lacks nothing but its last token."""
+        return self.missing == 1 and (self._guide is None or self._guide.missing == 1)
+
+    @property
     def arrival(self) -> int:
         """Its place in the order of arrival."""
         return self.rank[2]
-
-    @property
-    def tokens(self) -> NDArray[np.int32]:
-        """All tokens so far, (num_tokens,) int32."""
-        return self.buffer[: self.num_tokens]
 
     def enqueue(self, now: float, arrival: int) -> None:
         """It waits from now on, in the order of priority, then of deadlines, then of arrival."""
@@ -86,20 +93,6 @@ class Sequence:
         """The next draft is kept or replaced, instead of being compared with a draw."""
         return self.num_drafts > 0 and bool(self.guessed_from)
 
-    def reserve(self, num_tokens: int) -> None:
-        """Makes room in the buffer."""
-        if num_tokens > len(self.buffer):
-            more = max(num_tokens - len(self.buffer), self.num_tokens, _ROOM)
-            self.buffer = np.concatenate([self.buffer, np.zeros(more, np.int32)])
-
-    def append(self, token: int) -> None:
-        """The token that follows."""
-        n = self.num_tokens
-        if n == len(self.buffer):
-            self.reserve(n + 1)
-        self.buffer[n] = token
-        self.num_tokens = n + 1
-
     def append_drawn(self, token: int) -> bool:
         """The token that was drawn; True when it is what the next draft says, which is used up."""
         n, drafts = self.num_tokens, self.num_drafts
@@ -111,6 +104,8 @@ class Sequence:
         else:
             self.drop_drafts()
             self.append(token)
+        if self._guide is not None:
+            self._guide.append(token)
         return guessed
 
     def drop_drafts(self) -> None:

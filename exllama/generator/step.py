@@ -13,18 +13,20 @@ from exllama.engine.batch import Batch
 from exllama.engine.rows import BatchRows
 from exllama.generator.constraints.constraint import apply_mask
 from exllama.generator.drafting.rejection import follow_rule
+from exllama.generator.lane import Lane
 from exllama.generator.sampling.rows import SamplingRows
 from exllama.generator.sampling.sampler import sample_rows
 from exllama.generator.sequence import Sequence
 
 
 class Part(NamedTuple):
-    """The next `num_tokens` tokens of a sequence and its drafts; `draws`: these are all tokens, so a new one is drawn.
+    """The next `num_tokens` tokens of a lane and its drafts; `draws`: these are all tokens, so a new one is drawn.
 
     The logits of row `last` tell the token that follows; those of row last + i, the one after i drafts.
     """
 
     sequence: Sequence
+    lane: Lane  # one of its lanes
     num_tokens: int
     num_drafts: int
     last: int
@@ -53,17 +55,20 @@ class Step:
         self.parts.clear()
         self._rows.clear()
 
-    def add(self, sequence: Sequence, count: int) -> None:
-        """The next `count` tokens of `sequence`, whose pages have room; with the last one, its drafts too."""
-        end = sequence.computed + count
-        draws = end == sequence.num_tokens
+    def add(self, sequence: Sequence, lane: Lane, count: int) -> None:
+        """The next `count` tokens of a lane of `sequence`, whose pages have room; with the last one, the drafts too."""
+        end = lane.computed + count
+        draws = end == lane.num_tokens
         drafts = sequence.num_drafts if draws else 0
-        self._rows.add(sequence.slot, sequence.buffer, sequence.computed, end + drafts)
-        self.parts.append(Part(sequence, count, drafts, self._rows.count - drafts - 1, draws))
+        if drafts and lane is not sequence:
+            lane.reserve(end + drafts)
+            lane.buffer[end : end + drafts] = sequence.buffer[sequence.num_tokens : sequence.num_tokens + drafts]
+        self._rows.add(lane.slot, lane.buffer, lane.computed, end + drafts)
+        self.parts.append(Part(sequence, lane, count, drafts, self._rows.count - drafts - 1, draws))
 
     @property
     def reads_prompts(self) -> bool:
-        """Some part is more than the last token of a sequence with its drafts."""
+        """Some part is more than the last token of a lane with its drafts."""
         return any(part.num_tokens > 1 for part in self.parts)
 
     @property
@@ -89,17 +94,14 @@ class Step:
         asked = self.drawing
         begin = drafts = 0
         kept = {part.sequence for part in asked} - failed
-        staying = [part for part in asked if part.sequence in kept]
-        while staying:
-            own = logits[begin : begin + len(asked)]
-            if len(staying) < len(asked):
-                own = own[[row for row, part in enumerate(asked) if part.sequence in kept]]
-            sequences = [part.sequence for part in staying]
-            tokens = self.draw(sequences, own)
+        while kept:
+            own = _guided(asked, logits[begin : begin + len(asked)])
+            rows = [row for row, part in enumerate(asked) if part.lane is part.sequence and part.sequence in kept]
+            sequences = [asked[row].sequence for row in rows]
+            tokens = self.draw(sequences, own if len(rows) == len(asked) else own[rows])
             kept = {each for each, token in zip(sequences, tokens, strict=True) if accept(each, token)}
             begin, drafts = begin + len(asked), drafts + 1
             asked = [part for part in asked if part.num_drafts >= drafts]
-            staying = [part for part in asked if part.sequence in kept]
 
     def draw(self, sequences: Many[Sequence], logits: torch.Tensor) -> list[int]:
         """The next token of each sequence; logits: (len(sequences), V) float32, what the model says after its tokens.
@@ -124,3 +126,17 @@ class Step:
         for sequence in sequences:
             self._sampling.add(sequence.sampler, sequence.buffer, sequence.num_tokens)
         return sample_rows(logits, self._sampling)
+
+
+def _guided(parts: list[Part], logits: torch.Tensor) -> torch.Tensor:
+    """logits (len(parts), V) where rows of sequences with a negative prompt, whose rows follow, are led away from it.
+
+    uncond + scale * (cond - uncond), "classifier-free guidance" (Sanchez et al. 2023, "Stay on topic with
+    classifier-free guidance", equation 7; raw logits differ from their logarithms of probabilities by a constant only).
+    """
+    for row, part in enumerate(parts):
+        if part.lane is not part.sequence:
+            own, other = logits[row - 1], logits[row]
+            led = other + part.sequence.job.cfg_scale * (own - other)
+            logits[row - 1] = torch.where(own == -torch.inf, own, led)  # what the prompt excludes stays so
+    return logits

@@ -96,8 +96,8 @@ class Bench:
             self.logits.setdefault(sequence.job, []).append(row.clone())
         return self._draw(sequences, logits)
 
-    def run(self, chosen: list[int], new: int = NEW) -> Answers:
-        jobs = {self.generator.enqueue(Job(PROMPTS[i], new, SAMPLING)): i for i in chosen}
+    def run(self, chosen: list[int], new: int = NEW, **more: Any) -> Answers:
+        jobs = {self.generator.enqueue(Job(PROMPTS[i], new, SAMPLING, **more)): i for i in chosen}
         while self.generator.active:
             self.generator.step()
         self.generator.check_integrity()
@@ -195,6 +195,21 @@ def test_preempted_and_resumed(setup: Setup) -> None:
     bench.generator._scheduler._preempt = lambda s: (preempted.append(s), preempt(s))[1]  # type: ignore[method-assign]
     assert_same(device, bench.run(chosen, new), expected)
     assert preempted
+
+
+@pytest.mark.usefixtures("always")
+def test_guided(setup: Setup) -> None:
+    """With a negative prompt: in a batch, in chunks, with cached prefixes, on few pages and with drafts."""
+    device, model, kind, alone = setup
+    chosen, wishes = [0, 2, 7, 11], {"negative_prompt": PROMPTS[3], "cfg_scale": 1.7}
+    expected: Answers = {}
+    for i in chosen:
+        expected |= Bench(model, kind, batch=2, pages=6).run([i], **wishes)
+    assert any(expected[i][0] != alone[i][0] for i in chosen), "guidance changes nothing"
+    for shape in ({}, {"rows": 24}, {"pages": 5}, {"drafter": lambda runner: Known(expected)}):
+        bench = Bench(model, kind, **shape)  # type: ignore[arg-type]
+        for _ in range(2):
+            assert_same(device, bench.run(chosen, **wishes), expected)
 
 
 def test_spilled_and_reloaded(setup: Setup, tmp_path: Path) -> None:

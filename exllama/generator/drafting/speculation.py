@@ -85,7 +85,8 @@ class Speculation:
     def _guess(self, sequence: Sequence) -> Guess:
         """What the drafter offers, within what the answer and its pages have room for: drafts take no page."""
         n = sequence.num_tokens
-        room = min(MAX_DRAFTS, sequence.last - n - 1, sequence.table.capacity - n)
+        room = min(lane.table.capacity - lane.num_tokens for lane in sequence.lanes)
+        room = min(MAX_DRAFTS, sequence.last - n - 1, room)
         if room <= 0 or not sequence.may_guess:
             return Guess(0, 0)
         kind, longest = self._drafter.look(sequence)
@@ -94,7 +95,8 @@ class Speculation:
     def _choose(self, sequences: list[Sequence], guesses: list[Guess], budget: int) -> list[int]:
         records = [self._record(sequence) for sequence in sequences]
         chances = [record.rates[guess.kind].value for record, guess in zip(records, guesses, strict=True)]
-        longest = [min(guess.longest, budget // len(guesses)) for guess in guesses]
+        lanes = sum(len(sequence.lanes) for sequence in sequences)  # each draft is a row in all lanes of its sequence
+        longest = [min(guess.longest, budget // lanes) for guess in guesses]
         guessing = self._drafter.guess_seconds(len(sequences))
         counts = choose_counts(chances, longest, self._costs, guessing, len(sequences))
         for index, record in enumerate(records):
