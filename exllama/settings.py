@@ -28,9 +28,31 @@ def cpu_isa() -> str | None:
     return text or None
 
 
-def emu_devices() -> str:
+def emu_devices(default: str = "1x1GiB") -> str:
     """`EXLLAMA_EMU_DEVICES`: the emulated GPUs emu:0, emu:1, ..., as in 2x512MiB or 512MiB,1GiB; default 1x1GiB."""
-    return os.environ.get("EXLLAMA_EMU_DEVICES", "").strip() or "1x1GiB"
+    return os.environ.get("EXLLAMA_EMU_DEVICES", "").strip() or default
+
+
+def probe_seconds() -> float | None:
+    """`EXLLAMA_PROBE_TIMEOUT`: seconds in which all devices must be listed, and again tried; default 30, Windows 90."""
+    text = os.environ.get("EXLLAMA_PROBE_TIMEOUT", "").strip()
+    if not text:
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 3600:
+        raise UsageError(f"EXLLAMA_PROBE_TIMEOUT is {text!r}, expected seconds from 1 to 3600")
+    return float(text)
+
+
+def visible_devices() -> dict[str, str]:
+    """The variables of CUDA and ROCm that choose, order or rename GPUs, as far as they are set."""
+    names = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+    claims = sorted(name for name in os.environ if name.startswith("HSA_OVERRIDE_GFX_VERSION"))
+    return {name: os.environ[name] for name in (*names, "GPU_DEVICE_ORDINAL", *claims) if name in os.environ}
+
+
+def jetpack() -> str:
+    """The version of JetPack that JETSON_JETPACK names, as in 6.1, or ""."""
+    return os.environ.get("JETSON_JETPACK", "").strip()
 
 
 def debug_pages() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from exllama.devices.discovery import GPUS_BY_NAME
 from exllama.errors import UsageError
 
 DEFAULT_SOURCE = "default"
@@ -67,7 +66,9 @@ def placement_options(args: argparse.Namespace) -> dict[str, Any]:
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """The shared flags as keyword arguments of Model.from_pretrained, which has no placement yet. Raises UsageError."""
     if args.gpu_split is not None or args.gpu_layers:
-        raise UsageError(f"--gpu-split and --gpu-layers cannot be met, models are loaded on one device: {GPUS_BY_NAME}")
+        raise UsageError(
+            "this command loads a model on one device: name it with --device, without --gpu-split and --gpu-layers"
+        )
     return {"device": "cpu" if args.device == "auto" else args.device, "threads": args.threads}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exllama.devices.device import Device
+from exllama.devices.device import Device, Gpu
 from exllama.devices.discovery import Discovery, discover
 
-__all__ = ["Device", "Discovery", "discover"]
+__all__ = ["Device", "Discovery", "Gpu", "discover"]

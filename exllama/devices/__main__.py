@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.command is None:
         report = doctor.inspect()
         write_json([report], "-") if args.json else print(doctor.describe(report))
-        return 0 if report["inference_test"]["status"] == "success" else 1
+        return doctor.exit_code(report)
     with progress_bars() as progress, open_checkpoint(args.model, progress) as checkpoint:
         placement = plan.plan_model(checkpoint, args.cache, args.cache_tokens)
     write_json([placement.to_json()], "-") if args.json else print(plan.describe(placement))

@@ -8,7 +8,17 @@ from __future__ import annotations
 from exllama import reference
 from exllama.errors import DeviceError, UnsupportedModelError
 from exllama.ops.cpu import RESIDUAL_ABOVE, CpuLayerCache, CpuPlan, CpuWeight, Packer
-from exllama.ops.gpu import BACKENDS, GpuLayerCache, GpuPacker, GpuPlan, GpuWeight, gpu_device, gpu_free_bytes, is_gpu
+from exllama.ops.gpu import (
+    BACKENDS,
+    GpuLayerCache,
+    GpuPacker,
+    GpuPlan,
+    GpuWeight,
+    build_gpu_library,
+    gpu_device,
+    gpu_free_bytes,
+    is_gpu,
+)
 from exllama.ops.native import cpu_level, default_threads, machine_limits, native, numerics
 from exllama.ops.protocol import (
     PAGE_SIZE,
@@ -46,6 +56,7 @@ __all__ = [
     "SamplingParameters",
     "Weight",
     "WeightPacker",
+    "build_gpu_library",
     "cpu_level",
     "default_threads",
     "gpu_device",

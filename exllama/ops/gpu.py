@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,22 @@ def is_gpu(device: str) -> bool:
     return device.split(":")[0] in BACKENDS
 
 
-@functools.cache
-def gpu_library(backend: str) -> Any:
-    """The library of "cuda", "hip" or "emu". Raises BuildError when it is absent and cannot be built."""
+def build_gpu_library(backend: str) -> Path:
+    """The file of the library of "cuda", "hip" or "emu", built if need be, which takes minutes. Raises BuildError."""
     from exllama_ext import gpu_library as find
 
     try:
-        found = native().GpuLibrary(str(find(backend, settings.cache_dir())))
-    except (ImportError, RuntimeError) as error:
+        return find(backend, settings.cache_dir())
+    except ImportError as error:
+        raise BuildError(f"no {backend} kernels: {error}") from error
+
+
+@functools.cache
+def gpu_library(backend: str) -> Any:
+    """The library of "cuda", "hip" or "emu", opened. Raises BuildError when it is absent and cannot be built."""
+    try:
+        found = native().GpuLibrary(str(build_gpu_library(backend)))
+    except RuntimeError as error:
         raise BuildError(f"no {backend} kernels: {error}") from error
     if backend == "emu":
         with _typed("EXLLAMA_EMU_DEVICES"):

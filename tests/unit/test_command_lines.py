@@ -47,7 +47,7 @@ def test_shared_flags_reach_the_generator_by_name() -> None:
 def test_a_wish_for_a_gpu_is_refused_and_not_ignored() -> None:
     assert model_options(flags())["device"] == "cpu"
     for words in (("--gpu-split", "8"), ("--gpu-layers", "4")):
-        with pytest.raises(UsageError, match="GPUs are not looked for"):
+        with pytest.raises(UsageError, match="name it with --device"):
             model_options(flags(*words))
 
 
@@ -142,14 +142,14 @@ def test_devices_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["inference_test"]["status"] == "success"
     assert report["inference_test"]["duration_seconds"] > 0
     assert report["models_loaded"] == 0
-    assert "GPUs are not looked for" in report["gpu_stats"]["reason"]
+    assert report["gpu_stats"]["gpus"] or "No GPU detected" in report["gpu_stats"]["reason"]
 
 
 def test_devices_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert devices.main([]) == 0
     shown = capsys.readouterr().out
     assert "instruction set" in shown
-    assert "GPUs are not looked for" in shown
+    assert "inference test: success" in shown
 
 
 def test_a_machine_that_computes_wrongly_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
