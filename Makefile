@@ -35,11 +35,11 @@ test: environment-dev
 	@GLIBC_TUNABLES=glibc.rtld.optional_static_tls=65536 $(RUN) -m pytest $(ARGS)
 
 lint: environment-dev
-	@$(RUN) -m ruff check $(SOURCES) && $(RUN) -m mypy
+	@$(RUN) -m ruff check $(SOURCES) && $(RUN) -m ruff format --check $(SOURCES) && $(RUN) -m mypy
 	@.venv/bin/clang-format --dry-run --Werror $(NATIVE)
 
 fmt: environment-dev
-	@$(RUN) -m ruff check --fix $(SOURCES)
+	@$(RUN) -m ruff check --fix $(SOURCES) && $(RUN) -m ruff format $(SOURCES)
 	@.venv/bin/clang-format -i $(NATIVE)
 
 # On a machine with a GPU and without a network: builds, tests and measures with the Python that is there.

@@ -1,10 +1,10 @@
 """exllama against llama.cpp on the same file and threads, in turn, so that only ratios of neighbours count.
 
-    python benchmarks/cpu_peers.py [--threads 2] [--rounds 5] [--only q4_1,q4_0,f16,1b] [--json FILE]
+    python benchmarks/cpu_peers.py [--threads 2] [--rounds 5] [--decode 128] [--only q4_1,q4_0,f16,1b] [--json FILE]
 
-Needs the extra [peers] (llama-cpp-python, built natively). Every round measures prefill of 512 tokens, decode of 64
-and, in some cases, decode at a depth of 4096, first one engine, then the other; the printed ratio is the median over
-rounds. F16 prefill is also compared with transformers in bfloat16.
+Needs the extra [peers] (llama-cpp-python, built natively). Every round measures prefill of 512 tokens, decode of 128
+(`--decode`) and, in some cases, decode at a depth of 4096, first one engine, then the other; the printed ratio is the
+median over rounds. F16 prefill is also compared with transformers in bfloat16.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from exllama.engine.model import Model
 from exllama.engine.runner import Runner
 from exllama.loader.sources import open_checkpoint
 
-PREFILL, DECODE, DEPTH, CHUNK = 512, 64, 4096, 512
+PREFILL, DEPTH, CHUNK = 512, 4096, 512
 REST = 0.05  # seconds between two engines: OpenMP's threads spin for a while after their work
 
 
@@ -129,18 +129,18 @@ def speed(engine: Any, tokens: list[int], position: int, one_by_one: bool) -> fl
     return len(tokens) / (time.perf_counter() - start)
 
 
-def compare(case: Case, threads: int, rounds: int) -> dict[str, Any]:
-    """Medians of tokens per second and of the ratios of neighbouring samples."""
+def compare(case: Case, threads: int, rounds: int, decode: int) -> dict[str, Any]:
+    """Medians of tokens per second and of the ratios of neighbouring samples. decode: tokens, at most CHUNK."""
     path = case.file()
     longest = DEPTH + 2 * CHUNK if case.depth else 2 * CHUNK
     ours, theirs = Exllama(path, threads, case.cache, longest), LlamaCpp(path, threads, "fp16", longest)
     tokens = [token(i, ours.model.vocab_size) for i in range(longest)]
     wanted = [(f"pp{PREFILL}", tokens[:PREFILL], 0, False)] if case.prefill else []
-    wanted.append((f"tg{DECODE}", tokens[:DECODE], 1, True))
+    wanted.append((f"tg{decode}", tokens[:decode], 1, True))
     if case.depth:
         for engine in (ours, theirs):
             engine.evaluate(tokens[:DEPTH], 0)
-        wanted.insert(0, (f"tg{DECODE}@d{DEPTH}", tokens[:DECODE], DEPTH, True))
+        wanted.insert(0, (f"tg{decode}@d{DEPTH}", tokens[:decode], DEPTH, True))
     result: dict[str, Any] = {"case": case.name, "threads": threads, "tests": {}}
     for name, ids, position, one_by_one in wanted:
         samples = [
@@ -172,6 +172,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--decode", type=int, default=128, choices=range(1, CHUNK), metavar="N", help="tokens a sample")
     parser.add_argument("--only", default=",".join(CASES), help="cases, separated by commas")
     parser.add_argument("--json", type=Path, help="append one JSON object a line")
     arguments = parser.parse_args()
@@ -180,7 +181,10 @@ def main() -> int:
         f"level {ops.cpu_level()}, {arguments.threads} threads, " + ", ".join(f"{k} {v:.0f}" for k, v in limits.items())
     )
     for name in arguments.only.split(","):
-        result = compare(CASES[name], arguments.threads, arguments.rounds) | {"level": ops.cpu_level(), **limits}
+        result = compare(CASES[name], arguments.threads, arguments.rounds, arguments.decode) | {
+            "level": ops.cpu_level(),
+            **limits,
+        }
         for test, row in result["tests"].items():
             print(
                 f"{result['case']:38} {test:24} {row['exllama']:8} t/s  peer {row['peer']:8} t/s  ratio {row['ratio']}",

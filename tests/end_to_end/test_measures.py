@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.footprint import measure, size
 from exllama import bench, eval
 from exllama.devices import __main__ as devices
 from exllama.loader.sources import resolve
@@ -68,3 +69,9 @@ def test_the_plan_is_near_the_truth(capsys: pytest.CaptureFixture[str]) -> None:
     share = plan["devices"][0]
     assert share["weights"] == pytest.approx(source.stat().st_size, rel=0.05)
     assert share["cache"] == 4 * 256 * 30 * 2 * 3 * 64 * 2
+
+
+def test_peak_memory_is_bounded() -> None:
+    """No tensor exists twice after loading: the file, 15 % and 100 MB hold it, a small cache and the first step."""
+    model = resolve("default")
+    assert measure(model)["peak_mib"] * (1 << 20) < 1.15 * size(model) + 100e6

@@ -24,10 +24,11 @@ FOLDERS = re.findall(r"^SOURCES := (.*)$", (ROOT / "Makefile").read_text(encodin
     "command",
     [
         [sys.executable, "-m", "ruff", "check", "--output-format=concise", *FOLDERS],
+        [sys.executable, "-m", "ruff", "format", "--check", *FOLDERS],
         [sys.executable, "-m", "mypy"],
         [str(Path(sys.executable).with_name("clang-format")), "--dry-run", "--Werror", *map(str, NATIVE)],
     ],
-    ids=["ruff", "mypy", "clang-format"],
+    ids=["ruff", "format", "mypy", "clang-format"],
 )
 def test_lint(command: list[str]) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
