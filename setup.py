@@ -60,7 +60,7 @@ class BuildNative(build_ext):
 setup(
     packages=PACKAGES,
     package_dir={"exllama.conversion": "conversion"},
-    package_data={"exllama": ["py.typed"], "exllama_ext": ["*.pyi"]},
+    package_data={"exllama": ["py.typed"], "exllama.conversion": ["texts/*"], "exllama_ext": ["*.pyi"]},
     include_package_data=False,
     ext_modules=[Extension("exllama_ext._C", sources=[])],
     cmdclass={"build_ext": BuildNative},

@@ -11,7 +11,7 @@ import tokenizers
 
 from exllama.errors import TemplateError, UnsupportedModelError, UsageError
 from exllama.tokenizer.chat_template import ChatTemplate
-from exllama.tokenizer.pieces import Pieces
+from exllama.tokenizer.pieces import Pieces, Style
 
 # Control tokens that end a turn or a text, by the names that model families gave them. A model often has several, and
 # its metadata often name only one.
@@ -66,6 +66,28 @@ class Tokenizer:
     def control_ids(self) -> Collection[int]:
         """Tokens that text can not produce unless it is encoded with parse_special."""
         return self._special.control
+
+    @property
+    def style(self) -> Style:
+        """How tokens spell bytes."""
+        return self._pieces.style
+
+    @property
+    def strips_leading_blank(self) -> bool:
+        """Whether decoding takes a blank from the front of a text that encoding has put there."""
+        return self._strip_leading_blank
+
+    @property
+    def template_names(self) -> Mapping[str, str]:
+        """bos_token, eos_token, ... as chat templates see them."""
+        return self._special.template_names
+
+    def backend_json(self) -> str:
+        """The vocabulary as a tokenizer.json; of GGUF files without what they leave to this class: decoder and bos."""
+        with self._lock:
+            self._backend.encode_special_tokens = False
+            text: str = self._backend.to_str()
+        return text
 
     def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of a text.
