@@ -129,8 +129,10 @@ inline void prepare_row(const LinearArgs& args, const float* x, ActivationType t
         const bool may_keep_low = args.residual_above < __builtin_inff();
         const float lost = quantize_row(line, rows.k, rows[r], may_keep_low);
         if (may_keep_low && lost < args.residual_above) quantize_row(line, rows.k, rows[r], false);
+#if EXL_LEVEL >= 3
     } else if (type == ActivationType::bf16) {
-        for (int i = 0; i < rows.k; ++i) rows[r].bf16()[i] = exl::float_to_bf16(line[i]);
+        for (int i = 0; i < rows.k; i += 16) f_store_bf16(rows[r].bf16() + i, f_load(line + i));
+#endif
     } else {
         for (int i = 0; i < rows.k; i += 16) f_store(rows[r].f32() + i, f_load(line + i));
     }

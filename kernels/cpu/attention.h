@@ -70,18 +70,27 @@ inline void score_page(const AttentionArgs& args, const QueryTile& tile, const u
     const int d = padded_dim(c), groups = d / 32;
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(keys + page_layout(c).key_scales);
     for (int block = block0; block < block1; ++block) {
-        by_queries(tile.num_queries, [&](auto n, int first) {
-            const float* q[n.value];
+        const auto out_of = [&](int query) { return scores + query * page_size + 16 * block; };
+        if (c.key_bits == half_bits) {
+            by_queries<half_queries>(tile.num_queries, [&](auto n, int first) {
+                const float* q[n.value];
+                float* out[n.value];
+                for (int i = 0; i < n.value; ++i) {
+                    q[i] = tile.vectors + int64_t(first + i) * d;
+                    out[i] = out_of(first + i);
+                }
+                scores_half<n.value>(reinterpret_cast<const uint16_t*>(keys) + int64_t(block) * d * 16, d, q, out,
+                                     ahead);
+            });
+            continue;
+        }
+        by_queries<packed_queries>(tile.num_queries, [&](auto n, int first) {
             const PackedQuery* packed[n.value];
             float* out[n.value];
             for (int i = 0; i < n.value; ++i) {
-                q[i] = tile.vectors + int64_t(first + i) * d;
                 packed[i] = tile.packed + int64_t(first + i) * groups;
-                out[i] = scores + (first + i) * page_size + 16 * block;
+                out[i] = out_of(first + i);
             }
-            if (c.key_bits == half_bits)
-                return scores_half<n.value>(reinterpret_cast<const uint16_t*>(keys) + int64_t(block) * d * 16, d, q,
-                                            out, ahead);
             by_bits(c.key_bits, [&](auto bits) {
                 scores_packed<bits.value, n.value>(keys + int64_t(block) * groups * 64 * bits.value,
                                                    scales + block * groups * 16, groups, packed, out, ahead);
@@ -129,12 +138,13 @@ inline void weigh_page(const AttentionArgs& args, const QueryTile& tile, const u
     };
     if (c.value_bits == half_bits) {
         const uint16_t* half = reinterpret_cast<const uint16_t*>(values);
-        by_queries(tile.num_queries, [&](auto n, int first) {
+        by_queries<half_queries>(tile.num_queries, [&](auto n, int first) {
+            constexpr int wide = n.value > 4 ? 2 : 4;
             const float* p[n.value];
             float* to[n.value];
             pointers(n, first, s.scores, p, to);
             int f = 0;
-            for (; f + 64 <= d; f += 64) weigh_half<n.value, 4>(half, d, f, t0, t1, p, to, ahead);
+            for (; f + 16 * wide <= d; f += 16 * wide) weigh_half<n.value, wide>(half, d, f, t0, t1, p, to, ahead);
             for (; f + 16 <= d; f += 16) weigh_half<n.value, 1>(half, d, f, t0, t1, p, to, ahead);
         });
         return;
@@ -146,7 +156,7 @@ inline void weigh_page(const AttentionArgs& args, const QueryTile& tile, const u
                 const f32v scale = f_mul(f_load_half(scales + page_size * g + t), inverse);
                 f_store(s.scaled + q * page_size + t, f_mul(f_load(s.scores + q * page_size + t), scale));
             }
-        by_queries(tile.num_queries, [&](auto n, int first) {
+        by_queries<packed_queries>(tile.num_queries, [&](auto n, int first) {
             const float* p[n.value];
             float* to[n.value];
             pointers(n, first, s.scaled, p, to);

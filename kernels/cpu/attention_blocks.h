@@ -140,14 +140,25 @@ void weigh_packed(const uint8_t* codes, int g, int t0, int t1, const float* cons
     }
 }
 
-// Calls f(Constant<n>, index of the first query) until all queries are served, 4 at a time at most.
-template <typename F> inline void by_queries(int count, F f) {
+// Calls f(Constant<n>, index of the first query) until all queries are served, `most` at a time at most.
+template <int most, typename F> inline void by_queries(int count, F f) {
     int done = 0;
-    for (; count - done >= 4; done += 4) f(Constant<4>{}, done);
+    for (; count - done >= most; done += most) f(Constant<most>{}, done);
+    if constexpr (most > 4) {
+        if (count - done == 7) return f(Constant<7>{}, done);
+        if (count - done == 6) return f(Constant<6>{}, done);
+        if (count - done == 5) return f(Constant<5>{}, done);
+        if (count - done == 4) return f(Constant<4>{}, done);
+    }
     if (count - done == 3) f(Constant<3>{}, done);
     if (count - done == 2) f(Constant<2>{}, done);
     if (count - done == 1) f(Constant<1>{}, done);
 }
+
+// Queries that share what is loaded: as many as the registers hold sums for. A half takes as long to become a float as a
+// multiply-add, so more queries pay there.
+constexpr int half_queries = EXL_LEVEL >= 2 ? 8 : 4;
+constexpr int packed_queries = 4;
 
 template <typename F> inline void by_bits(int bits, F f) {
     switch (bits) {

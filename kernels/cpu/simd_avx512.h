@@ -34,6 +34,11 @@ inline f32v f_load_bf16(const uint16_t* p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+#if EXL_LEVEL >= 3
+inline void f_store_bf16(uint16_t* p, f32v x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
+}
+#endif
 inline f32v f_bits(i32v x) { return _mm512_castsi512_ps(x); }
 inline i32v i_bits(f32v x) { return _mm512_castps_si512(x); }
 // Lanes whose bit in `keep` is zero become `other`.
