@@ -18,6 +18,10 @@ class ExllamaError(Exception):
 class UsageError(ExllamaError, ValueError):
     """A call, flag or setting that cannot mean anything; the message names the argument and its range."""
 
+    def __init__(self, message: str) -> None:
+        """Shows of a long value, which may come from anybody, the beginning and the end."""
+        super().__init__(message if len(message) <= 1500 else f"{message[:900]} ... {message[-500:]}")
+
 
 class SourceError(ExllamaError):
     """A model source that cannot be resolved: missing folder, failed download, wrong checksum."""

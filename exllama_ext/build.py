@@ -23,7 +23,7 @@ from pathlib import Path
 
 from exllama_ext.emulator_build import EmulatorBuild, build_emulator
 from exllama_ext.gpu_build import GpuBuild, build_gpu
-from exllama_ext.tools import ROOT, BuildFailed, host_compiler, run_ninja, show_progress
+from exllama_ext.tools import ROOT, BuildFailed, host_compiler, locked, run_ninja, show_progress
 
 CPU = ROOT / "kernels" / "cpu"
 
@@ -125,11 +125,11 @@ def build_cpu(out_dir: Path, debug: bool = False) -> Path:
     build_dir = (
         ROOT / "build" / ("cpu-debug" if debug else "cpu") / f"cp{sys.version_info.major}{sys.version_info.minor}"
     )
-    build_dir.mkdir(parents=True, exist_ok=True)
     target = out_dir.resolve() / module_name()
     sanitize = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"] if debug else []
-    write_ninja(build_dir, target, sanitize)
-    run_ninja(build_dir, target.name, show_progress)
+    with locked(build_dir):
+        write_ninja(build_dir, target, sanitize)
+        run_ninja(build_dir, target.name, show_progress)
     return target
 
 

@@ -64,7 +64,7 @@ class Job:
         _check_least(self.min_new_tokens, self.max_new_tokens)
         if isinstance(self.priority, bool) or not isinstance(self.priority, int) or abs(self.priority) > MAX_PRIORITY:
             raise UsageError(f"priority is {self.priority!r}, expected a whole number within +-{MAX_PRIORITY}")
-        if self.deadline is not None and not 0 < float(self.deadline) < math.inf:
+        if not (self.deadline is None or (_is_number(self.deadline) and 0 < self.deadline < math.inf)):
             raise UsageError(f"deadline is {self.deadline!r}, expected seconds above 0, or None for no end")
         check_range("seed", self.seed, whole=True)
         if not isinstance(self.sampling, Sampling):
@@ -118,6 +118,10 @@ def check_stops(stop: Sequence[str | int]) -> tuple[str | int, ...]:
         if isinstance(entry, bool) or not isinstance(entry, (str, int)) or entry == "":
             raise UsageError(f"stop holds {entry!r}, expected non-empty strings and token ids")
     return stops
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_count(name: str, value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from exllama.errors import UsageError
+from exllama.errors import DeviceError, UsageError
 from exllama.ops.protocol import Activation, Buffer, LayerCache, Norm, Projection, Rope, Weight
 
 _ACTIVATIONS = {"silu": 1, "gelu_tanh": 2, "gelu": 3}
@@ -25,6 +26,7 @@ class NativePlan(ABC):
         self._plan = native_plan
         self._rope_tables: dict[int, tuple[Rope, int]] = {}
         self._vocab = 0
+        self._process = os.getpid()
 
     @abstractmethod
     def _packed(self, weight: Weight) -> Any:
@@ -110,6 +112,11 @@ class NativePlan(ABC):
         page_table: np.ndarray,
         logit_rows: np.ndarray,
     ) -> torch.Tensor:
+        if os.getpid() != self._process:  # threads and GPU contexts do not survive a fork; waiting for them never ends
+            raise DeviceError(
+                f"the model was loaded by process {self._process}, and process {os.getpid()}, forked from it, cannot "
+                'use it: load it after the fork, or start processes with multiprocessing.set_start_method("spawn")'
+            )
         out = np.empty((len(logit_rows), self._vocab), np.float32)
         try:
             with self._typed():

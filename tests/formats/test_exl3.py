@@ -216,6 +216,7 @@ BROKEN: dict[str, tuple[Tensors, str]] = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_linears(tmp_path: Path, case: str) -> None:
+    """S08: shapes and rates that disagree with the tensors are refused before any kernel sees them."""
     tensors, field = BROKEN[case]
     with pytest.raises(FormatError) as caught:
         load(tmp_path, tensors, 128, 128)
@@ -241,6 +242,7 @@ fuzzing = settings(max_examples=150, deadline=None, suppress_health_check=[Healt
 def test_any_linear_is_read_whole_or_refused(
     tmp_path: Path, changes: dict[str, tuple[torch.dtype, list[int]] | None], rows: int, columns: int
 ) -> None:
+    """S08: whatever the metadata say."""
     made = {part: None if change is None else _small(*change) for part, change in changes.items()}
     try:
         found = load(tmp_path, changed(**made), rows, columns)

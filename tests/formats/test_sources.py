@@ -66,6 +66,8 @@ def test_a_model_is_fetched_checked_and_kept(shop: Path, tmp_path: Path) -> None
 
 
 def test_an_interrupted_download_starts_clean(shop: Path, tmp_path: Path) -> None:
+    """R08: nothing half-written is taken for a model."""
+
     class Stop(KeyboardInterrupt):
         pass
 
@@ -130,6 +132,7 @@ def test_another_package_than_expected(shop: Path, tmp_path: Path) -> None:
 
 
 def test_no_room_on_the_disk(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R08: said before anything is fetched."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1000))
     with pytest.raises(SourceError, match=r"MiB free.*EXLLAMA_CACHE_DIR"):
@@ -144,7 +147,7 @@ def test_a_cache_that_can_not_be_written(shop: Path, tmp_path: Path, monkeypatch
 
 
 def test_two_processes_fetch_once(shop: Path, tmp_path: Path) -> None:
-    """Both get the whole file, and the second finds the first one's instead of running pip again."""
+    """R09: Both get the whole file, and the second finds the first one's instead of running pip again."""
     program = (
         "import sys; from exllama.loader.default_model import *\n"
         "seen = set()\n"

@@ -64,7 +64,7 @@ def test_events_and_streams() -> None:
 
 
 def test_the_event_loop_never_waits_for_a_step() -> None:
-    """Steps take 50 ms; meanwhile the loop goes round, also while jobs come and go."""
+    """R10: Steps take 50 ms; meanwhile the loop goes round, also while jobs come and go."""
 
     async def main() -> None:
         generator, runner = make(batch=2)
@@ -99,6 +99,8 @@ def test_the_event_loop_never_waits_for_a_step() -> None:
 
 
 def test_cancelling_a_task_frees_its_pages() -> None:
+    """R01: a task that is gone leaves none behind."""
+
     async def main() -> None:
         generator, _ = make(pages=8, batch=2)
         async with AsyncGenerator(generator) as together:

@@ -155,6 +155,7 @@ def test_a_grammar_with_no_way_on_ends_its_job_alone() -> None:
     ],
 )  # fmt: skip
 def test_a_bad_schema_is_an_error_with_its_pointer(schema: dict[str, Any], pointer: str, generator: Generator) -> None:
+    """S13: the message says where in the schema."""
     with pytest.raises(UsageError, match=re.escape(pointer)):
         generator.enqueue(job_for(Grammar.json_schema(schema)))
     assert not generator.active
@@ -188,6 +189,7 @@ def tools(count: int) -> dict[str, Any]:
 
 
 def test_large_schemas_compile() -> None:
+    """S13: limits do not hit what people use."""
     compiler = GuidanceCompiler(FakeTokenizer(), VOCAB)
     large = json.dumps(tools(100))
     assert len(large) > 100_000
@@ -200,6 +202,7 @@ def test_large_schemas_compile() -> None:
 
 
 def test_compiled_grammars_are_bounded() -> None:
+    """S13: a flood of different schemas fills no memory."""
     compiler = GuidanceCompiler(FakeTokenizer(), VOCAB)
     for i in range(200):
         compiler.compile([Grammar.regex(f"a{{{i + 1}}}")])

@@ -146,6 +146,7 @@ def test_answers_end_where_the_context_does() -> None:
 
 @pytest.mark.parametrize(("context", "limit", "what"), [(400, 400, "context"), (8192, 512, "cache")])
 def test_a_prompt_that_cannot_fit_is_refused_with_counts(context: int, limit: int, what: str) -> None:
+    """R14: never cut in silence."""
     generator, runner = make(pages=2, context=context)
     message = f"has {limit} tokens, but the {what} holds {limit}.*shorten the prompt by 1 "
     with pytest.raises(ContextError, match=message) as e:
@@ -177,6 +178,7 @@ def test_prompts_that_mean_nothing(prompt: Any) -> None:
      ("salt", "x")],
 )  # fmt: skip
 def test_jobs_that_mean_nothing(name: str, value: Any) -> None:
+    """S15: the numbers of a job."""
     with pytest.raises(UsageError, match=name):
         Job("x", **{name: value})
 
@@ -214,6 +216,7 @@ def test_jobs_may_share_settings() -> None:
 
 
 def test_cancel_frees_pages_and_can_be_repeated() -> None:
+    """R02: cancelling is idempotent."""
     generator, _ = make(pages=8, batch=2)
     jobs = [generator.enqueue(Job([i + 3] * 600, max_new_tokens=None)) for i in range(4)]
     generator.step()
@@ -236,6 +239,7 @@ def test_cancel_frees_pages_and_can_be_repeated() -> None:
 
 
 def test_ten_thousand_cancelled_jobs_leak_nothing() -> None:
+    """R01: pages are free within a step of the cancellation, whatever the state of the job."""
     generator, _ = make(pages=16, batch=4, rows=64)
     choose = random.Random(0)
     live: list[Job] = []
@@ -259,6 +263,7 @@ def test_ten_thousand_cancelled_jobs_leak_nothing() -> None:
 
 
 def test_no_numbers_end_one_job_and_not_the_others() -> None:
+    """R05: NaN is an error of its job, not token 0."""
     generator, runner = make()
     expected = generator.generate(["good one", "good two"], 60)
     poison = next(t for t in range(3, 128) if chr(t) not in "".join(expected) + "good one two")
@@ -313,6 +318,7 @@ def test_keys_that_cannot_be_stored_end_one_job_wherever_they_stand() -> None:
 
 
 def test_a_failing_runner_leaves_a_generator_that_can_go_on() -> None:
+    """R05: out of memory in a step."""
     generator, runner = make()
     job = generator.enqueue(Job("hello", max_new_tokens=20))
     generator.step()

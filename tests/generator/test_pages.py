@@ -66,6 +66,7 @@ class Weak(PagePool):
 
 
 def test_forged_digest_is_refused() -> None:
+    """S18: tokens are compared, so a collision finds nothing."""
     pool = Weak(8, SIZE)
     a, b = ids(1, 2, 3, 4, 5), ids(6, 7, 8, 9, 10)
     first, second = fill(pool, a), fill(pool, b)
@@ -96,6 +97,7 @@ def test_forged_digest_of_what_comes_before_is_refused() -> None:
 
 
 def test_forged_digest_of_tenants_is_refused() -> None:
+    """S18: salts are compared too."""
     pool = Weak(8, SIZE)
     tokens = ids(1, 2, 3, 4, 5)
     fill(pool, tokens, b"a").release(tokens, 5)
@@ -105,6 +107,7 @@ def test_forged_digest_of_tenants_is_refused() -> None:
 
 
 def test_digest_depends_on_key_parent_and_content() -> None:
+    """S18: the hash is keyed and chained."""
     pool, other = PagePool(2, SIZE), PagePool(2, SIZE)
     root, tokens = pool.root(b""), ids(1, 2, 3, 4)
     image = ((2, b"i" * 16),)

@@ -25,6 +25,7 @@ def ends(events: list[Event]) -> list[Job]:
 
 
 def test_higher_priorities_run_first() -> None:
+    """R04: priorities are kept."""
     generator, _ = make(batch=1)
     jobs = [Job(prompt_of(20, i), 5, priority=priority) for i, priority in enumerate([0, 0, -3, 2, 1000, 2])]
     for job in jobs:
@@ -80,6 +81,7 @@ def test_the_nearest_deadline_runs_first() -> None:
 
 
 def test_a_deadline_ends_jobs_that_run_and_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R04: deadlines count while waiting too."""
     now = [0.0]
     monkeypatch.setattr(scheduler, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     generator, _ = make(batch=1, pages=8)
@@ -102,6 +104,7 @@ def test_a_deadline_ends_jobs_that_run_and_that_wait(monkeypatch: pytest.MonkeyP
 
 
 def test_a_full_queue_refuses_with_counts() -> None:
+    """R03: the queue is bounded."""
     runner = FakeRunner(64, 512, 2)
     generator = Generator(FakeModel(4096), runner, max_queue=3)  # type: ignore[arg-type]
     for i in range(3):

@@ -99,6 +99,7 @@ def test_every_field_is_checked() -> None:
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1000, True, "1", [1], 1e300])
 def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:
+    """S15: NaN, infinity, numbers out of range, bool for int."""
     with pytest.raises(UsageError, match=f"^{name} is .*expected"):
         Sampling(**{name: value})
 
@@ -106,12 +107,14 @@ def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("value", [5, 0.5, "1", [1.5], [-1], [True], [None], [2**31], {-1: 1}, [[1]], [""]])
 def test_nonsense_in_lists_is_refused_by_name(name: str, value: Any) -> None:
+    """S15: the same within lists."""
     with pytest.raises(UsageError, match=f"^{name} .*expected"):
         Sampling(**{name: value})
 
 
 @pytest.mark.parametrize("bias", [math.nan, math.inf, 1001, "1", None, True])
 def test_bias_is_a_number(bias: Any) -> None:
+    """S15: biases are finite and small."""
     with pytest.raises(UsageError, match=r"^logit_bias is .* for token 7, expected a number"):
         Sampling(logit_bias={7: bias})
 

@@ -142,6 +142,7 @@ def test_the_next_turn_of_a_conversation_reuses_the_answer() -> None:
 
 
 def test_salts_keep_prefixes_apart() -> None:
+    """S17: what a tenant has cached makes no other tenant's request faster."""
     generator, _ = make()
     jobs = [Job(prompt_of(600, 5), 5, salt=salt) for salt in (b"", b"a", b"b", b"a")]
     for job in jobs:
@@ -222,6 +223,7 @@ def test_pages_that_running_prompts_still_need_are_not_given_to_others() -> None
 
 
 def test_threads_may_do_anything_at_once() -> None:
+    """R02: cancelling races with finishing and with new jobs."""
     generator, _ = make(pages=12, rows=64, batch=6)
     wrong: list[Any] = []
     stop = threading.Event()

@@ -110,6 +110,7 @@ def test_no_numbers_after_drafts_end_the_job_where_they_would_without() -> None:
 
 @pytest.mark.usefixtures("always")
 def test_drafts_take_no_pages_and_do_not_reach_the_next_request() -> None:
+    """S18: rejected guesses leave no page that others could find."""
     generator, _ = make(pages=3, batch=1, drafter=Foresight(50))
     job = Job(prompt_of(100, 0), None)
     finish(generator, [job])

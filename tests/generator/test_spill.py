@@ -269,6 +269,8 @@ def test_a_file_that_somebody_deleted(opener: Opener, tmp_path: Path) -> None:
 def test_a_full_disk_is_a_warning(
     opener: Opener, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """R08: pages that cannot be written are computed again."""
+
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -300,6 +302,7 @@ print(len(held(tier, int(sys.argv[4]))))
 
 @pytest.mark.parametrize("limit", [1 << 22, 70_000 + 20 * NBYTES])
 def test_two_processes_on_one_folder(limit: int, opener: Opener, tmp_path: Path) -> None:
+    """R09: pages of a shared folder."""
     arguments = [[str(tmp_path / "pages"), str(limit), *part] for part in (("0", "60"), ("40", "100"))]
     children = [
         subprocess.Popen(

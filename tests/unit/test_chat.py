@@ -160,6 +160,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
 
 
 def test_a_conversation_that_is_too_long_is_told_with_counts(history: Path) -> None:
+    """R14: the chat says it too, and nothing is dropped."""
     screen, chat = type_in("word " * 120 + "\rshort\r", Scripted(["fine"]))
     assert "120 tokens" in screen.notes[0]
     assert "100" in screen.notes[0]
