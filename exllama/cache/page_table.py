@@ -15,8 +15,8 @@ MIN_COPIED_TOKENS = 16  # below that, computing the tokens anew costs no more th
 class PageTable:
     """Pages that hold positions page_size * i ... of one sequence, grown as the sequence grows.
 
-    `tokens` is always the whole sequence so far, (n,) int32; it only ever gets longer. `computed` says how many of its
-    first tokens have their keys and values in the pages. `row` (P,) int32 mirrors the pages for the batch.
+    `tokens` is always the whole sequence so far, (n,) int32; only `cut` makes it shorter. `computed` says how many of
+    its first tokens have their keys and values in the pages. `row` (P,) int32 mirrors the pages for the batch.
 
     salt: sequences with different salts share nothing. adapter: names what else changes keys and values (LoRA).
     images: (position of its first token, digest of its content) of every image among the tokens.
@@ -103,6 +103,20 @@ class PageTable:
             self._set(index, page)
             self._chain[index + 1] = self._known(page, self._chain[index + 1])
             self._sealed = index + 1
+
+    def cut(self, num_tokens: int) -> int:
+        """Only the first `num_tokens`, all computed, are still the sequence's; returns the new `computed`.
+
+        The last of them is left to compute. A page that the index knows by other tokens is given back, not written to.
+        """
+        full = (num_tokens - 1) // self._pool.page_size
+        del self._chain[full + 1 :]
+        if self._sealed <= full:
+            return num_tokens - 1
+        while len(self.pages) > full:
+            self._pool.release(self.pages.pop())
+        self._sealed = full
+        return full * self._pool.page_size
 
     def release(self, tokens: np.ndarray, computed: int) -> None:
         """Gives all pages back. What was computed stays findable, the last pages being forgotten first."""

@@ -260,7 +260,7 @@ class Generator:
                 raise UsageError("this job was enqueued before: make a new Job for every answer")
             sampler = self._job_sampler(job)
             strings = [stop for stop in job.stop if isinstance(stop, str)]
-            answer = Answer(IncrementalDetokenizer(self.tokenizer), strings, job.min_new_tokens)
+            answer = Answer(IncrementalDetokenizer(self.tokenizer), strings, job.min_new_tokens, job.banned_strings)
             stop_ids = frozenset(self.tokenizer.eos_ids).union(stop for stop in job.stop if isinstance(stop, int))
             limit = self._limit([len(prompt) for prompt in prompts])
             tables = [PageTable(self._pool, job.salt) for _ in prompts]

@@ -18,6 +18,7 @@ MAX_STOPS = 64
 MAX_PRIORITY = 1000
 MAX_LOGPROBS = 1024
 MAX_CFG_SCALE = 1000
+MAX_BANNED = 4096
 
 
 @dataclass(eq=False)
@@ -31,7 +32,9 @@ class Job:
     and stop strings are not looked for. priority: higher ones run first and take the place of lower ones; nobody is
     overtaken for ever (scheduler.MAX_SKIPS). deadline: seconds after enqueue at which the answer ends unfinished
     ("deadline"); among equal priorities the nearest deadline runs first. grammars: the answer follows all of them
-    (a model's end token ends it where they allow an end). banned_strings: texts that never occur in the answer.
+    (a model's end token ends it where they allow an end). banned_strings: texts that never occur in the answer, in
+    capitals or not: text waits while it may become one, and when it has, its tokens are taken back and the token that
+    began it is not drawn there again.
     negative_prompt, cfg_scale: what to keep away from, and how far: a token is drawn from the logits after this prompt
     plus cfg_scale times what the logits after `prompt` have more (classifier-free guidance; 1: no guidance). Both
     prompts are followed by the answer, so such a job takes two places in the batch and pages for two.
@@ -77,8 +80,7 @@ class Job:
         self.grammars = (self.grammars,) if isinstance(self.grammars, Grammar) else tuple(self.grammars)
         if not all(isinstance(grammar, Grammar) for grammar in self.grammars):
             raise UsageError(f"grammars holds {self.grammars!r}, expected objects of Grammar")
-        if self.banned_strings:
-            self.grammars += (Grammar.without(self.banned_strings),)
+        self.banned_strings = _check_banned(self.banned_strings)
 
     def _check_guidance(self) -> None:
         scale = self.cfg_scale
@@ -122,6 +124,14 @@ def check_stops(stop: Sequence[str | int]) -> tuple[str | int, ...]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_banned(banned: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(banned, str) or not all(isinstance(text, str) and text for text in banned):
+        raise UsageError(f"banned_strings is {banned!r}, expected a list of texts that are not empty")
+    if len(banned) > MAX_BANNED:
+        raise UsageError(f"banned_strings has {len(banned)} entries, at most {MAX_BANNED} are allowed")
+    return tuple(banned)
 
 
 def _check_count(name: str, value: object) -> None:

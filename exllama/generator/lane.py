@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,13 @@ class Lane:
             self.reserve(n + 1)
         self.buffer[n] = token
         self.num_tokens = n + 1
+
+    def cut(self, count: int, copy_page: Callable[[int, int], None]) -> None:
+        """The last `count` tokens were never there. Pages that others may have found go on without this lane."""
+        self.num_tokens -= count
+        self.computed = self.table.cut(self.num_tokens)
+        if self.needs_page:
+            self.computed = self.table.copy_start(self.tokens, self.computed, copy_page)
 
 
 def longest_answer(prompts: list[int], context_length: int, num_pages: int, page_size: int) -> int:

@@ -28,7 +28,7 @@ from exllama.errors import ConstraintError, ExllamaError, QueueFull, cache_fault
 from exllama.generator.drafting.speculation import Speculation
 from exllama.generator.events import Event, Prefill, Reason, Started
 from exllama.generator.lane import Lane
-from exllama.generator.sampling.sampler import sampling_error
+from exllama.generator.sampling.sampler import NO_TOKEN_LEFT, sampling_error
 from exllama.generator.sequence import Sequence
 from exllama.generator.step import Step
 
@@ -326,6 +326,10 @@ class Scheduler:
         if token < 0 and constraint is not None and constraint.error:
             self._end(sequence, "error", now, error=ConstraintError(constraint.error))
             return False
+        if token == NO_TOKEN_LEFT and sequence.num_tokens in sequence.bans:
+            error = ConstraintError("every token that may come next is the beginning of a banned string")
+            self._end(sequence, "error", now, error=error)
+            return False
         if token < 0:
             self._end(sequence, "error", now, error=sampling_error(token, sequence.computed - 1))
             return False
@@ -341,6 +345,9 @@ class Scheduler:
         text, token_ids = answer.add(token)
         if text or token_ids:
             self._events.append(sequence.text_event(text, token_ids))
+        if answer.taken_back:
+            self._take_back(sequence)
+            return False
         if answer.stop is not None:
             self._end(sequence, "stop_string", now, answer.stop)
         elif sequence.num_tokens >= sequence.last:
@@ -348,6 +355,12 @@ class Scheduler:
         else:
             return guessed
         return False
+
+    def _take_back(self, sequence: Sequence) -> None:
+        """The end of the answer is a banned string: another one is drawn from where that began."""
+        sequence.take_back(sequence.answer.taken_back, sequence.answer.banned_token, self._copy_page)
+        if self._speculation:
+            self._speculation.drop(sequence)
 
     def _finish_text(self, sequence: Sequence, reason: Reason, now: float, stop: int | None = None) -> None:
         text, token_ids = sequence.answer.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,7 @@ class Sequence(Lane):
         self.guessed_from: list[Distribution] = []  # of each draft, if the rule of rejection.py is to be followed
         self.may_guess = True  # False: the keys of a draft could not be stored, so no more are tried
         self.constraint: Constraint | None = None  # what the answer may look like
+        self.bans: dict[int, list[int]] = {}  # position -> tokens that are not drawn there; see banned_strings of Job
         self.cached_tokens = 0
         self.skipped = 0  # times that one which came later was admitted instead
         self.rank: tuple[float, float, int] = (0.0, 0.0, 0)  # who goes first: the smaller one; see `enqueue`
@@ -107,6 +109,18 @@ class Sequence(Lane):
         if self._guide is not None:
             self._guide.append(token)
         return guessed
+
+    def take_back(self, count: int, banned: int, copy_page: Callable[[int, int], None]) -> None:
+        """The last `count` tokens were never there, and the first of them, `banned`, is not drawn there again."""
+        self.drop_drafts()
+        for lane in self.lanes:
+            lane.cut(count, copy_page)
+        if self.constraint is not None:
+            self.constraint.rollback(count)
+        if self.sampler.records:
+            self.sampler.records.take_back(count)
+        bans = {position: tokens for position, tokens in self.bans.items() if position <= self.num_tokens}
+        self.bans = {**bans, self.num_tokens: [*bans.get(self.num_tokens, ()), banned]}
 
     def drop_drafts(self) -> None:
         """What is left of the drafts was guessed wrong."""

@@ -111,6 +111,8 @@ class Step:
         for row, sequence in enumerate(sequences):
             if sequence.num_tokens < sequence.endless_until:
                 logits[row, list(sequence.stop_ids)] = -torch.inf
+            if sequence.num_tokens in sequence.bans:
+                logits[row, sequence.bans[sequence.num_tokens]] = -torch.inf
             if sequence.constraint is not None:
                 apply_mask(logits[row].numpy(), sequence.constraint.mask())
         if not any(sequence.follows_rule for sequence in sequences):

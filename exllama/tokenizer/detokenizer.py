@@ -23,6 +23,15 @@ class IncrementalDetokenizer:
         """The text that this token completes, often all of its own, sometimes nothing."""
         return "" if token_id in self._hidden else self._decoder.decode(self._tokenizer.id_to_piece(token_id))
 
+    @property
+    def unfinished(self) -> bytes:
+        """The first bytes of a character whose others are still to come: all that is remembered between tokens."""
+        return self._decoder.getstate()[0]
+
+    def resume(self, unfinished: bytes) -> None:
+        """Goes back to where `unfinished` was what it is."""
+        self._decoder.setstate((unfinished, 0))
+
     def flush(self) -> str:
         """What is left at the end: U+FFFD for an unfinished character. The detokenizer can then be used anew."""
         rest = self._decoder.decode(b"", final=True)

@@ -91,7 +91,7 @@ def test_prefix(generator: Generator) -> None:
     assert any(len(text) > len("Well, (so)") for text in texts)
 
 
-def test_banned_strings_never_occur() -> None:
+def test_without_never_allows_a_text() -> None:
     """With pairs of letters banned that a noisy model cannot help drawing."""
     banned = [a + b for a in "abcdefgh" for b in "abcdefghijklmnopqrstuvwxyz/\n"] + ["x" * 40]
     prompts = [f"some text {i}" for i in range(4)]
@@ -99,7 +99,7 @@ def test_banned_strings_never_occur() -> None:
     texts = finish(free, [Job(prompt, 600, SAMPLING) for prompt in prompts])
     assert all(any(text in answer for text in banned) for answer in texts), "the test would see nothing"
     generator, _ = make(pages=64)
-    jobs = [Job(prompt, 600, SAMPLING, banned_strings=banned) for prompt in prompts]
+    jobs = [Job(prompt, 600, SAMPLING, grammars=[Grammar.without(banned)]) for prompt in prompts]
     for answer in finish(generator, jobs):
         assert len(answer) == 600
         assert not any(text in answer for text in banned)

@@ -125,6 +125,21 @@ class Life(RuleBasedStateMachine):
         one.computed = max(one.computed, target)
         one.table.seal(one.array, one.computed)
 
+    @precondition(lambda self: any(one.computed for one in self.live))
+    @rule(data=st.data())
+    def cut(self, data: st.DataObject) -> None:
+        """The last tokens are taken back, whoever shares their pages."""
+        one = data.draw(st.sampled_from([one for one in self.live if one.computed]))
+        kept = data.draw(st.integers(1, one.computed))
+        one.tokens = one.tokens[:kept]
+        one.computed = one.table.cut(kept)
+        assert one.computed < kept
+        for page in one.table.pages[one.computed // SIZE :]:
+            assert self.pool.references[page] == 1, "a shared page would be written to"
+            assert self.pool.entry(page) is None, "a page that others can find would be written to"
+        if one.computed == one.table.capacity:
+            one.computed = one.table.copy_start(one.array, one.computed, self.cache.copy_page)
+
     @precondition(lambda self: self.live)
     @rule(data=st.data(), keep=st.booleans())
     def end(self, data: st.DataObject, keep: bool) -> None:

@@ -107,7 +107,9 @@ class Speculation:
         return counts
 
     def _learn(self, sequence: Sequence) -> None:
-        record = self._records[sequence]
+        record = self._records.get(sequence)
+        if record is None:
+            return  # some of its tokens were taken back
         hits = sequence.accepted_drafts - record.accepted
         record.rates[record.kind].learn(hits, hits + (hits < record.offered))
         record.pause = _FIRST_PAUSE if hits else min(2 * record.pause, _LONGEST_PAUSE)

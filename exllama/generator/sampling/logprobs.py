@@ -58,6 +58,11 @@ class Records:
         logits = self.logits[begin : self._taken]
         return tuple(self.logprobs[begin : self._taken]), torch.stack(logits) if logits else None
 
+    def take_back(self, count: int) -> None:
+        """The last `count` tokens, not handed on yet, were never there."""
+        for records in (self.logprobs, self.logits):
+            del records[max(len(records) - count, 0) :]
+
     def all(self) -> tuple[tuple[TokenLogprob, ...], torch.Tensor | None]:
         """Those of every token that was drawn."""
         return tuple(self.logprobs), torch.stack(self.logits) if self.logits else None
