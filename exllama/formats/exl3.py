@@ -10,9 +10,7 @@ K and N are the features of the layer padded to multiples of 128. Bits may diffe
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -23,9 +21,6 @@ from exllama.formats.composite import Composite, Expand
 from exllama.formats.stored import StoredTensor, TensorStore
 from exllama.formats.trellis import BLOCK, MARKERS, RATES2, TILE, Codebook, Doubles, dequantize, signs
 from exllama.ops import Weight
-
-logger = logging.getLogger("exllama")
-_warned: WeakSet[TensorStore] = WeakSet()  # files whose expansion was told
 
 _STAGING = 8 << 20  # bytes of tiles that exist beside the packed weight
 
@@ -71,12 +66,9 @@ def read_linear(store: TensorStore, key: str, shape: tuple[int, int]) -> Linear:
 
 
 def load(store: TensorStore, key: str, shape: tuple[int, int], device: str, expand: Expand | None) -> Weight:
-    """See Composite. The device "reference" multiplies by what the plain decoder says; GPUs have no kernel yet."""
+    """See Composite. The device "reference" multiplies by what the plain decoder says."""
     linear = read_linear(store, key, shape)
-    if expand or device != "cpu":
-        if not expand and device != "reference" and store not in _warned:
-            _warned.add(store)
-            logger.warning("no kernel of %s reads EXL3: all its matrices are expanded to 32 bits a weight", device)
+    if expand or device == "reference":
         return _expanded(linear, shape, device)
     packer = ops.pack_trellis(shape, linear.rate2 / 2, linear.codebook, (linear.suh, linear.svh), device)
     down, across, words = linear.trellis.shape

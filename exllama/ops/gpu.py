@@ -8,7 +8,7 @@ float16.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from exllama import settings
+from exllama import reference, settings
 from exllama.errors import BuildError, DeviceError, UnsupportedModelError, UsageError
 from exllama.ops.native import native
 from exllama.ops.native_plan import NativePlan
 from exllama.ops.protocol import LayerCache, Weight
 
 BACKENDS = ("cuda", "hip", "emu")
+_TRELLIS_BLOCK = 128  # features that one Hadamard matrix of a trellis mixes
 
 
 def is_gpu(device: str) -> bool:
@@ -122,6 +123,54 @@ class GpuPacker:
 
     def finish(self) -> GpuWeight:
         return GpuWeight(self._type, self._packed, self._shape, self._device)
+
+
+class GpuTrellis(GpuWeight):
+    """An EXL3 matrix as its file has it (kernels/gemm/trellis.h). scales: suh and svh, fp16, padded."""
+
+    def __init__(self, packed: Any, shape: tuple[int, int], scales: Sequence[np.ndarray], device: str) -> None:
+        super().__init__("EXL3", packed, shape, device)
+        self._scales = scales
+
+    def dequantize(self) -> torch.Tensor:
+        """(N, K) float32 on the CPU: tiles as the device's kernels decode them, rotated and scaled here in float64."""
+        with _typed(self.device):
+            tiles = self.packed.expand()
+        values = torch.from_numpy(tiles.view(np.float16)).double()  # (padded N, padded K)
+        suh, svh = (torch.from_numpy(side).double() for side in self._scales)
+        block = reference.hadamard(_TRELLIS_BLOCK)
+        columns = (values.T.reshape(-1, _TRELLIS_BLOCK) @ block).reshape(values.T.shape) * svh
+        rows = (columns.T.reshape(-1, _TRELLIS_BLOCK) @ block).reshape(values.shape) * suh
+        return rows[: self.out_features, : self.in_features].float()
+
+
+class GpuTrellisPacker:
+    """Takes an EXL3 matrix, rows of tiles after rows of tiles; arguments as those of pack_trellis."""
+
+    def __init__(
+        self, shape: tuple[int, int], bits: float, codebook: str, scales: Sequence[np.ndarray], device: str
+    ) -> None:
+        self._shape, self._device = shape, device
+        self._scales = [np.ascontiguousarray(side, np.float16) for side in scales]
+        words = [side.view(np.uint16) for side in self._scales]
+        with self._told(f"a trellis of shape {shape} with {bits} bits cannot be packed"):
+            self._packed = native().GpuTrellis(gpu_device(device), *shape, int(2 * bits), codebook, *words)
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            with _typed(f"a trellis of shape {self._shape} on {self._device}"):
+                yield
+        except ValueError as error:
+            raise UsageError(f"{what}: {error}") from error
+
+    def add_tiles(self, start: int, tiles: np.ndarray[Any, np.dtype[np.int16]]) -> None:
+        """tiles: (count, padded N / 16, 16 * bits) int16 as in the file, rows start .. start + count - 1 of tiles."""
+        with self._told(f"rows {start}.. of tiles of a trellis of shape {self._shape}"):
+            self._packed.add_tiles(start, np.ascontiguousarray(tiles).view(np.uint16))
+
+    def finish(self) -> GpuTrellis:
+        return GpuTrellis(self._packed, self._shape, self._scales, self._device)
 
 
 class GpuLayerCache:

@@ -1,4 +1,4 @@
-"""Packing of EXL3 matrices; kernels/cpu/trellis.h has the layout."""
+"""Packing of EXL3 matrices; kernels/cpu/trellis.h and kernels/gemm/trellis.h have the layouts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from exllama.errors import DeviceError, UsageError
 from exllama.ops.cpu import CpuWeight
+from exllama.ops.gpu import GpuTrellisPacker, is_gpu
 from exllama.ops.native import native
 
 
@@ -36,11 +37,13 @@ class TrellisPacker:
 
 def pack_trellis(
     shape: tuple[int, int], bits: float, codebook: str, scales: Sequence[np.ndarray], device: str = "cpu"
-) -> TrellisPacker:
+) -> TrellisPacker | GpuTrellisPacker:
     """Trellis, every bit as in the file. shape: (N, K), padded by the kernels to multiples of 128.
 
     bits: 1 to 8 or 1.5, 2.5, 3.5; codebook: "3inst", "mcg" or "mul1"; scales: suh and svh, both padded.
     """
+    if is_gpu(device):
+        return GpuTrellisPacker(shape, bits, codebook, scales, device)
     if device != "cpu":
-        raise DeviceError(f"the device {device!r} has no kernels for EXL3 weights; there is 'cpu', and 'reference'")
+        raise DeviceError(f"the device {device!r} has no kernels for EXL3 weights; there are 'cpu' and GPUs")
     return TrellisPacker(shape, bits, codebook, scales)

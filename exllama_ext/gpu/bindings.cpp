@@ -21,6 +21,7 @@ namespace {
 using Floats = py::array_t<float, py::array::c_style>;
 using Ints = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
+using Halves = py::array_t<uint16_t, py::array::c_style>;
 using SharedLibrary = std::shared_ptr<Library>;
 
 void require(bool condition, const char* message) {
@@ -77,24 +78,41 @@ exl_dtype dense_type(const std::string& name) {
     return name == "f32" ? exl_f32 : name == "f16" ? exl_f16 : exl_bf16;
 }
 
+// A matrix on a device.
+class DeviceMatrix {
+ public:
+    const Weight& weight() const { return weight_; }
+    int64_t nbytes() const { return weight_.memory->size(); }
+
+ protected:
+    DeviceMatrix(SharedDevice device, int32_t rows, int32_t cols) : device_(std::move(device)) {
+        weight_.rows = rows, weight_.cols = cols;
+    }
+    SharedDevice device_;
+    Weight weight_;
+};
+
 // A matrix that is filled by rows as a file has them; nothing but the packed result is kept.
-class DeviceWeight {
+class DeviceWeight : public DeviceMatrix {
  public:
     DeviceWeight(SharedDevice device, const std::string& type, int32_t rows, int32_t cols, bool is_dense)
-        : device_(std::move(device)), type_(type) {
-        weight_ = Weight{nullptr, rows, cols, is_dense, {}, {}};
+        : DeviceMatrix(std::move(device), rows, cols), type_(type) {
+        const auto allocate = [&] {
+            weight_.memory = device_->allocate((int64_t(rows) + 15) / 16 * tile_bytes_);
+            return weight_.memory->data();
+        };
         if (is_dense) {
             const exl_dtype dtype = dense_type(type);
             const int32_t item = dtype == exl_f32 ? 4 : 2, padded = (cols + 7) / 8 * 8;  // zeros behind a row's end
-            weight_.dense = {nullptr, rows, padded, dtype, padded};
             tile_bytes_ = int64_t(16) * padded * item, row_bytes_ = int64_t(cols) * item;
+            weight_.matrix = exl_dense{allocate(), rows, padded, dtype, padded};
         } else {
+            exl_group_affine matrix;
             const Library& lib = *device_->library;
-            lib.check(lib.exl_group_affine_describe(type.c_str(), rows, cols, &weight_.group_affine, &tile_bytes_,
-                                                    &row_bytes_));
+            lib.check(lib.exl_group_affine_describe(type.c_str(), rows, cols, &matrix, &tile_bytes_, &row_bytes_));
+            matrix.data = allocate();
+            weight_.matrix = matrix;
         }
-        weight_.memory = device_->allocate((int64_t(rows) + 15) / 16 * tile_bytes_);
-        weight_.group_affine.data = weight_.dense.data = weight_.memory->data();
     }
     void add_rows(int64_t start, const Bytes& raw) {
         require(raw.ndim() == 2 && raw.shape(1) == row_bytes_, "raw rows have the wrong length");
@@ -108,13 +126,12 @@ class DeviceWeight {
         device_->copy(weight_.memory->data() + start / 16 * tile_bytes_, packed.data(), int64_t(packed.size()));
     }
     int64_t row_bytes() const { return row_bytes_; }
-    int64_t nbytes() const { return weight_.memory->size(); }
-    const Weight& weight() const { return weight_; }
 
     // (rows, cols) float32 from the device's own embedding kernel: every row is looked up.
     Floats expand() const {
         const Library& lib = *device_->library;
-        const int64_t stride = weight_.is_dense ? weight_.dense.cols : weight_.cols;
+        const auto* dense = std::get_if<exl_dense>(&weight_.matrix);
+        const int64_t stride = dense ? dense->cols : weight_.cols;
         const std::vector<int32_t> ids = [&] {
             std::vector<int32_t> all(size_t(weight_.rows));
             std::iota(all.begin(), all.end(), 0);
@@ -126,8 +143,8 @@ class DeviceWeight {
         const exl_embed_args args{reinterpret_cast<const int32_t*>(index->data()), weight_.rows,
                                   reinterpret_cast<float*>(values->data()), stride, 1.0f};
         const exl_stream stream = device_->stream->get();
-        lib.check(weight_.is_dense ? lib.exl_dense_embed(&weight_.dense, &args, stream)
-                                   : lib.exl_group_affine_embed(&weight_.group_affine, &args, stream));
+        lib.check(dense ? lib.exl_dense_embed(dense, &args, stream)
+                        : lib.exl_group_affine_embed(std::get_if<exl_group_affine>(&weight_.matrix), &args, stream));
         std::vector<float> host(size_t(weight_.rows * stride));
         device_->copy(host.data(), values->data(), int64_t(host.size()) * 4);
         Floats out({int64_t(weight_.rows), int64_t(weight_.cols)});
@@ -138,7 +155,7 @@ class DeviceWeight {
 
  private:
     void pack(const uint8_t* rows, int32_t count, uint8_t* tiles) const {
-        if (weight_.is_dense) {
+        if (std::holds_alternative<exl_dense>(weight_.matrix)) {
             for (int64_t r = 0; r < count; ++r)
                 std::memcpy(tiles + r * tile_bytes_ / 16, rows + r * row_bytes_, size_t(row_bytes_));
             return;
@@ -146,10 +163,54 @@ class DeviceWeight {
         const Library& lib = *device_->library;
         lib.check(lib.exl_group_affine_pack(type_.c_str(), weight_.cols, rows, count, tiles));
     }
-    SharedDevice device_;
     std::string type_;
-    Weight weight_;
     int64_t tile_bytes_ = 0, row_bytes_ = 0;
+};
+
+exl_codebook codebook_of(const std::string& name) {
+    require(name == "3inst" || name == "mcg" || name == "mul1", "codebooks are 3inst, mcg and mul1");
+    return name == "3inst" ? exl_3inst : name == "mcg" ? exl_mcg : exl_mul1;
+}
+
+// A trellis, every bit as in the file: tiles [K/16][N/16], then suh (K,) and svh (N,), all padded.
+class DeviceTrellis : public DeviceMatrix {
+ public:
+    DeviceTrellis(SharedDevice device, int32_t rows, int32_t cols, int32_t rate2, const std::string& codebook,
+                  const Halves& suh, const Halves& svh)
+        : DeviceMatrix(std::move(device), rows, cols), rate2_(rate2) {
+        require(rows > 0 && cols > 0, "rows and columns must be positive");
+        require(rate2 > 1 && rate2 <= 16, "a weight has 1 to 8 bits");
+        require(suh.size() == padded(cols) && svh.size() == padded(rows), "scales have the wrong length");
+        const int64_t tiles = padded(rows) * padded(cols) / 8 * rate2 / 2;
+        weight_.memory = device_->allocate(tiles + suh.nbytes() + svh.nbytes());
+        uint8_t *data = weight_.memory->data(), *side = data + tiles;
+        device_->copy(side, suh.data(), suh.nbytes());
+        device_->copy(side + suh.nbytes(), svh.data(), svh.nbytes());
+        weight_.suh = side;
+        weight_.matrix = exl_trellis{data, side + suh.nbytes(), rows, cols, rate2, codebook_of(codebook)};
+    }
+    // Rows start .. of tiles.
+    void add_tiles(int64_t start, const Halves& words) {
+        require(words.ndim() == 3 && words.shape(1) == padded(weight_.rows) / 16 && words.shape(2) == 8 * rate2_,
+                "tiles have the wrong shape");
+        require(start >= 0 && start + words.shape(0) <= padded(weight_.cols) / 16, "tiles out of range");
+        const int64_t row = words.shape(1) * words.shape(2) * 2;
+        device_->copy(weight_.memory->data() + start * row, words.data(), words.nbytes());
+    }
+    // (padded N, padded K) halves: the tiles alone, before rotations and scales.
+    Halves expand() const {
+        Halves out({padded(weight_.rows), padded(weight_.cols)});
+        const auto values = device_->allocate(out.nbytes());
+        const exl_expand_args args{values->data(), padded(weight_.cols)};
+        const Library& lib = *device_->library;
+        lib.check(lib.exl_trellis_expand(std::get_if<exl_trellis>(&weight_.matrix), &args, device_->stream->get()));
+        device_->copy(out.mutable_data(), values->data(), out.nbytes());
+        return out;
+    }
+
+ private:
+    static int64_t padded(int64_t size) { return (size + 127) / 128 * 128; }
+    int32_t rate2_;
 };
 
 // Zeroed pages of one layer.
@@ -209,7 +270,7 @@ class DevicePlan {
         : device_(std::move(device)), plan_(device_->library, device_->index, max_rows) {}
 
     int buffer(int64_t width) { return plan_.buffer(width); }
-    void embed(const DeviceWeight& table, int out, float multiplier) {
+    void embed(const DeviceMatrix& table, int out, float multiplier) {
         vocabulary_ = table.weight().rows;
         plan_.embed(table.weight(), out, multiplier);
     }
@@ -217,7 +278,7 @@ class DevicePlan {
         std::vector<Projection> list;
         for (const py::handle item : projections) {
             const py::tuple p = item.cast<py::tuple>();
-            list.push_back({&p[0].cast<DeviceWeight&>().weight(), p[1].cast<int>(), optional(p[2]), p[3].cast<bool>()});
+            list.push_back({&p[0].cast<DeviceMatrix&>().weight(), p[1].cast<int>(), optional(p[2]), p[3].cast<bool>()});
         }
         plan_.linear(x, std::move(list), {optional(norm), eps}, static_cast<exl_activation>(activation));
     }
@@ -233,7 +294,7 @@ class DevicePlan {
         use(cache);
         plan_.attention(q, out, cache.cache(), scale, window, softcap);
     }
-    void logits(int x, const DeviceWeight& head, const py::object& norm, float eps, float softcap) {
+    void logits(int x, const DeviceMatrix& head, const py::object& norm, float eps, float softcap) {
         plan_.logits(x, head.weight(), {optional(norm), eps}, softcap);
     }
 
@@ -334,12 +395,16 @@ void bind(py::module_& m) {
         .def(py::init<SharedLibrary, int32_t>())
         .def("describe", describe)
         .def("copy_seconds", &Device::copy_seconds);
-    py::class_<DeviceWeight>(m, "GpuWeight")
+    py::class_<DeviceMatrix>(m, "GpuMatrix").def_property_readonly("nbytes", &DeviceMatrix::nbytes);
+    py::class_<DeviceTrellis, DeviceMatrix>(m, "GpuTrellis")
+        .def(py::init<SharedDevice, int32_t, int32_t, int32_t, const std::string&, const Halves&, const Halves&>())
+        .def("add_tiles", &DeviceTrellis::add_tiles)
+        .def("expand", &DeviceTrellis::expand);
+    py::class_<DeviceWeight, DeviceMatrix>(m, "GpuWeight")
         .def(py::init<SharedDevice, const std::string&, int32_t, int32_t, bool>())
         .def("add_rows", &DeviceWeight::add_rows)
         .def("expand", &DeviceWeight::expand)
-        .def_property_readonly("row_bytes", &DeviceWeight::row_bytes)
-        .def_property_readonly("nbytes", &DeviceWeight::nbytes);
+        .def_property_readonly("row_bytes", &DeviceWeight::row_bytes);
     py::class_<DeviceCache>(m, "GpuCachePages")
         .def(py::init<SharedDevice, int64_t, int32_t, int32_t, int32_t, int32_t>())
         .def_property_readonly("nbytes", &DeviceCache::nbytes)

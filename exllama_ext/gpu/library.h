@@ -12,6 +12,8 @@
 #include "gemm/dense.h"
 #include "gemm/embedding.h"
 #include "gemm/group_affine.h"
+#include "gemm/hadamard.h"
+#include "gemm/trellis.h"
 #include "logits/logits.h"
 #include "norm/norm.h"
 #include "rope/rope.h"
@@ -54,6 +56,10 @@ namespace exl::gpu {
     X(exl_group_affine_linear_workspace) \
     X(exl_dense_linear)                  \
     X(exl_dense_linear_workspace)        \
+    X(exl_trellis_linear)                \
+    X(exl_trellis_linear_workspace)      \
+    X(exl_trellis_expand)                \
+    X(exl_hadamard)                      \
     X(exl_group_affine_embed)            \
     X(exl_dense_embed)
 

@@ -20,6 +20,9 @@ int32_t bucket(int32_t rows) {
 // Rows start at multiples of 128 bytes and more.
 int64_t padded(int64_t width) { return (width + 63) / 64 * 64; }
 
+// Columns of a trellis' input.
+int64_t rotated(int64_t width) { return (width + 127) / 128 * 128; }
+
 int64_t bytes_of(exl_dtype dtype) { return dtype == exl_f32 ? 4 : 2; }
 
 void require(bool condition, const char* message) {
@@ -75,29 +78,61 @@ exl_workspace Plan::workspace() const {
 }
 
 void Plan::embed(const Weight& table, int out, float multiplier) {
+    require(!table.suh, "no kernel looks up rows of a trellis");
     require(width(out) == table.cols, "the embedding's width differs from the buffer's");
     Buffer& target = written(out, exl_f32);
     kept_.push_back(table.memory);
     steps_.push_back([this, data = target.data(), stride = target.stride, table, multiplier](const Launch& l) {
         if (l.measure) return;
         const exl_embed_args args{l.token_ids, l.rows, static_cast<float*>(data), stride, multiplier};
-        library_->check(table.is_dense ? library_->exl_dense_embed(&table.dense, &args, stream_.get())
-                                       : library_->exl_group_affine_embed(&table.group_affine, &args, stream_.get()));
+        const auto* dense = std::get_if<exl_dense>(&table.matrix);
+        library_->check(dense ? library_->exl_dense_embed(dense, &args, stream_.get())
+                              : library_->exl_group_affine_embed(std::get_if<exl_group_affine>(&table.matrix), &args,
+                                                                 stream_.get()));
     });
 }
 
-const void* Plan::normed(const Launch& l, const Buffer& x, const Norm& norm, const int32_t* row_index, int32_t rows) {
+// Into normed_, or rotated by each of `suh` into rotated_.
+void Plan::normalize(const Input& input, std::span<const void* const> suh) {
+    const Buffer& x = input.x;
     exl_norm_args args{};
     args.x = static_cast<float*>(x.data());
-    args.row_index = row_index;
-    args.weight = reinterpret_cast<const float*>(norm.weight->data());
-    args.out = normed_->data();
-    args.x_stride = args.out_stride = x.stride;
-    args.rows = rows;
+    args.row_index = input.index;
+    args.weight = reinterpret_cast<const float*>(input.norm.weight->data());
+    args.out = suh.empty() ? normed_->data() : rotated_->data();
+    args.x_stride = x.stride;
+    args.out_stride = suh.empty() ? x.stride : rotated(x.width);
+    args.rows = input.rows;
     args.width = int32_t(x.width);
-    args.eps = norm.eps;
-    if (!l.measure) library_->check(library_->exl_norm(&args, stream_.get()));
-    return args.out;
+    args.eps = input.norm.eps;
+    args.num_rotations = int32_t(suh.size());
+    args.out_step = input.rows * args.out_stride;
+    std::copy(suh.begin(), suh.end(), args.suh);
+    library_->check(library_->exl_norm(&args, stream_.get()));
+}
+
+// Leaves the inputs of trellises in rotated_ and returns that of other matrices.
+const void* Plan::prepare(const Input& input, std::span<const Projection> projections) {
+    std::vector<const void*> suh;
+    for (const Projection& p : projections)
+        if (p.weight->suh) suh.push_back(p.weight->suh);
+    if (input.norm.weight) {
+        if (suh.size() < projections.size()) normalize(input, {});
+        if (!suh.empty()) normalize(input, suh);
+        return normed_->data();
+    }
+    if (suh.empty()) return input.x.data();
+    exl_hadamard_args args{};
+    args.x = input.x.data();
+    args.x_stride = input.x.stride;
+    args.rows = input.rows, args.cols = int32_t(input.x.width);
+    args.num_outputs = int32_t(suh.size());
+    std::copy(suh.begin(), suh.end(), args.suh);
+    args.out = rotated_->data();
+    args.out_stride = rotated(input.x.width);
+    args.out_step = input.rows * args.out_stride;
+    library_->check(library_->exl_hadamard(&args, stream_.get()));
+    return input.x.data();
 }
 
 // A buffer that nothing writes (of the second of two gated projections) has no memory.
@@ -109,23 +144,28 @@ exl_output Plan::output(const Projection& p, exl_dtype dtype) {
 
 namespace {
 
+// Whether one launch may multiply by both and join the products: outputs of trellises are rotated first.
 bool same_kernel(const Weight& a, const Weight& b) {
-    if (a.is_dense != b.is_dense) return false;
-    if (a.is_dense) return a.dense.dtype == b.dense.dtype;
-    return a.group_affine.bits == b.group_affine.bits && a.group_affine.scheme == b.group_affine.scheme;
+    if (a.matrix.index() != b.matrix.index() || a.suh) return false;
+    if (const auto* first = std::get_if<exl_dense>(&a.matrix))
+        return first->dtype == std::get<exl_dense>(b.matrix).dtype;
+    const auto &first = std::get<exl_group_affine>(a.matrix), &second = std::get<exl_group_affine>(b.matrix);
+    return first.bits == second.bits && first.scheme == second.scheme;
 }
 
 }  // namespace
 
-// Projections of one kind share a launch; the caller has made sure that gated ones are of one kind.
-void Plan::products(const Launch& l, const void* x, int64_t x_stride, int32_t rows,
-                    std::span<const Projection> projections, std::span<const exl_output> outputs,
-                    exl_activation activation) {
-    const auto run = [&](auto& args, auto query, auto call, auto weight_of) {
-        args.x = x, args.x_stride = x_stride, args.rows = rows, args.activation = activation;
-        args.num_projections = int32_t(projections.size());
+// One call for the projections of each family, which launches once for each format.
+void Plan::products(const Launch& l, const Input& input, std::span<const Projection> projections,
+                    std::span<const exl_output> outputs, exl_activation activation) {
+    const void* x = l.measure ? nullptr : prepare(input, projections);
+    const auto run = [&](auto& args, auto query, auto call) {
+        using Matrix = decltype(args.projections[0].weight);
+        args.rows = input.rows;
         for (size_t i = 0; i < projections.size(); ++i)
-            args.projections[i] = {weight_of(*projections[i].weight), outputs[i]};
+            if (const auto* matrix = std::get_if<Matrix>(&projections[i].weight->matrix))
+                args.projections[args.num_projections++] = {*matrix, outputs[i]};
+        if (args.num_projections == 0) return;
         if (l.measure) {
             int64_t bytes = 0, tickets = 0;
             library_->check(query(&args, &bytes, &tickets));
@@ -136,31 +176,43 @@ void Plan::products(const Launch& l, const void* x, int64_t x_stride, int32_t ro
         args.workspace = workspace();
         library_->check(call(&args, stream_.get()));
     };
-    if (projections[0].weight->is_dense) {
-        exl_dense_linear_args args{};
-        run(args, library_->exl_dense_linear_workspace, library_->exl_dense_linear,
-            [](const Weight& w) { return w.dense; });
-    } else {
-        exl_group_affine_linear_args args{};
-        run(args, library_->exl_group_affine_linear_workspace, library_->exl_group_affine_linear,
-            [](const Weight& w) { return w.group_affine; });
+    exl_group_affine_linear_args codes{};
+    codes.x = x, codes.x_stride = input.x.stride, codes.activation = activation;
+    run(codes, library_->exl_group_affine_linear_workspace, library_->exl_group_affine_linear);
+    exl_dense_linear_args numbers{};
+    numbers.x = x, numbers.x_stride = input.x.stride, numbers.activation = activation;
+    run(numbers, library_->exl_dense_linear_workspace, library_->exl_dense_linear);
+    exl_trellis_linear_args trellises{};
+    trellises.x = rotated_ ? rotated_->data() : nullptr;
+    trellises.x_stride = rotated(input.x.width), trellises.x_step = input.rows * trellises.x_stride;
+    run(trellises, library_->exl_trellis_linear_workspace, library_->exl_trellis_linear);
+}
+
+// Checks a stage's input, and makes room for what its matrices read.
+void Plan::admit(const Norm& norm, const Buffer& input, std::span<const Projection> projections) {
+    int64_t trellises = 0;
+    for (const Projection& p : projections) {
+        require(p.weight->cols == input.width, "a weight's input width differs from the buffer's");
+        kept_.push_back(p.weight->memory);
+        trellises += p.weight->suh != nullptr;
     }
+    widest_rotation_ = std::max(widest_rotation_, trellises * rotated(input.width));
+    if (!norm.weight) return;
+    widest_norm_ = std::max(widest_norm_, input.stride);
+    kept_.push_back(norm.weight);
 }
 
 void Plan::linear(int x, std::vector<Projection> projections, const Norm& norm, exl_activation activation) {
     require(!projections.empty() && projections.size() <= exl_max_projections, "1 to 4 projections share an input");
-    const Buffer& input = read(x, norm.weight ? exl_f32 : exl_f16);
-    if (norm.weight) widest_norm_ = std::max(widest_norm_, input.stride), kept_.push_back(norm.weight);
+    admit(norm, read(x, norm.weight ? exl_f32 : exl_f16), projections);
     for (const Projection& p : projections) {
-        require(p.weight->cols == input.width, "a weight's input width differs from the buffer's");
         require(p.weight->rows == width(p.out), "a weight's output width differs from the buffer's");
         if (activation == exl_no_activation || &p == &projections[0]) written(p.out, p.add ? exl_f32 : exl_f16);
-        kept_.push_back(p.weight->memory);
     }
     const bool gated = activation != exl_no_activation;
     const bool fused = !gated || same_kernel(*projections[0].weight, *projections[1].weight);
     int up = -1;
-    if (!fused) {  // gate and up of two kinds: two launches and a kernel that joins them
+    if (!fused) {  // gate and up apart, and a kernel that joins them
         up = buffer(projections[1].weight->rows);
         projections[1].out = up;
         written(up, exl_f16);
@@ -169,21 +221,13 @@ void Plan::linear(int x, std::vector<Projection> projections, const Norm& norm, 
     std::vector<Weight> weights;
     for (const Projection& p : projections) weights.push_back(*p.weight);
     steps_.push_back([this, x, norm, activation, projections, weights, fused, up](const Launch& l) mutable {
-        const Buffer& input = buffers_[size_t(x)];
-        const void* data = norm.weight ? normed(l, input, norm, nullptr, l.rows) : input.data();
         std::vector<exl_output> outputs;
         for (size_t i = 0; i < projections.size(); ++i) {
             projections[i].weight = &weights[i];
             outputs.push_back(output(projections[i], projections[i].add ? exl_f32 : exl_f16));
         }
-        const std::span<const Projection> all(projections);
-        const std::span<const exl_output> targets(outputs);
-        const exl_activation kernel = fused ? activation : exl_no_activation;
-        for (size_t begin = 0, end; begin < all.size(); begin = end) {
-            for (end = begin + 1; end < all.size() && same_kernel(weights[begin], weights[end]); ++end) {}
-            products(l, data, input.stride, l.rows, all.subspan(begin, end - begin),
-                     targets.subspan(begin, end - begin), kernel);
-        }
+        const Input input{buffers_[size_t(x)], norm, nullptr, l.rows};
+        products(l, input, projections, outputs, fused ? activation : exl_no_activation);
         if (fused || l.measure) return;
         exl_gate_args gate{};
         gate.gate = gate.out = outputs[0].out;
@@ -277,18 +321,16 @@ void Plan::attention(int q, int out, const exl_kv_cache& cache, float scale, int
 }
 
 void Plan::logits(int x, const Weight& head, const Norm& norm, float softcap) {
-    const Buffer& input = read(x, exl_f32);
     require(norm.weight != nullptr, "the output head needs a norm before it");
-    require(head.cols == input.width, "the head's input width differs from the buffer's");
-    widest_norm_ = std::max(widest_norm_, input.stride);
+    const Projection projection{&head, -1, nullptr, false};
+    admit(norm, read(x, exl_f32), {&projection, 1});
     vocab_ = head.rows;
     steps_.push_back([this, x, head, norm, softcap](const Launch& l) {
         if (l.logit_rows == 0) return;
-        const Buffer& input = buffers_[size_t(x)];
-        const void* rows = normed(l, input, norm, l.logit_index, l.logit_rows);
+        const Input input{buffers_[size_t(x)], norm, l.logit_index, l.logit_rows};
         const Projection projection{&head, -1, nullptr, false};
         const exl_output target{l.logits, head.rows, exl_f32, 0, nullptr};
-        products(l, rows, input.stride, l.logit_rows, {&projection, 1}, {&target, 1}, exl_no_activation);
+        products(l, input, {&projection, 1}, {&target, 1}, exl_no_activation);
         if (l.measure || softcap <= 0) return;
         exl_logits_args args{};
         args.x = args.out = l.logits;
@@ -303,12 +345,13 @@ void Plan::reserve() {
     const auto memory = [&](int64_t bytes) { return std::make_unique<Memory>(library_, device_, bytes); };
     normed_ = memory(max_rows_ * widest_norm_ * 2);
     library_->check(library_->exl_memory_set(normed_->data(), 0, normed_->size(), stream_.get()));
+    rotated_ = memory(max_rows_ * widest_rotation_ * 2);
     rotated_q_ = memory(max_rows_ * rotated_width_ * 2);
     reserved_ = true;
 }
 
 // Makes room for the run; what a graph has baked in is recorded anew when it moves.
-void Plan::ensure(int32_t rows, int32_t logit_rows, const Inputs& inputs) {
+void Plan::ensure(int32_t logit_rows, const Inputs& inputs) {
     if (!reserved_) reserve();
     const bool wider = inputs.pages_per_sequence > table_width_;
     const bool more = logit_rows > logits_capacity_ || !logits_;
@@ -337,7 +380,6 @@ void Plan::ensure(int32_t rows, int32_t logit_rows, const Inputs& inputs) {
     partials_ = std::make_unique<Memory>(library_, device_, sizes.partial_bytes);
     tickets_ = std::make_unique<Memory>(library_, device_, std::max<int64_t>(sizes.num_tickets, 1) * 4);
     library_->check(library_->exl_memory_set(tickets_->data(), 0, tickets_->size(), stream_.get()));
-    (void)rows;
 }
 
 // One copy: ids, positions, sequences, faults (rows each), logit rows, then the pages of each sequence of the run.
@@ -404,7 +446,7 @@ void Plan::run(const Inputs& inputs, float* out, int32_t* faults) {
     const int32_t count = int32_t(inputs.token_ids.size()), wanted = int32_t(inputs.logit_rows.size());
     const int32_t rows = bucket(count), logit_rows = wanted ? std::min(bucket(wanted), rows) : 0;
     require(rows <= max_rows_, "more rows than the plan was made for");
-    ensure(rows, logit_rows, inputs);
+    ensure(logit_rows, inputs);
     const Launch l = upload(inputs, rows, logit_rows);
     // The first step of a bucket runs without a graph: a driver may load kernels then, which it cannot do while it
     // records, and buckets that are met once are not worth recording.

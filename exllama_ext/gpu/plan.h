@@ -13,6 +13,7 @@
 #include <optional>
 #include <span>
 #include <tuple>
+#include <variant>
 #include <vector>
 
 #include "library.h"
@@ -23,9 +24,8 @@ namespace exl::gpu {
 struct Weight {
     std::shared_ptr<Memory> memory;
     int32_t rows, cols;
-    bool is_dense;
-    exl_group_affine group_affine;
-    exl_dense dense;
+    std::variant<exl_group_affine, exl_dense, exl_trellis> matrix;
+    const void* suh = nullptr;  // of a trellis
 };
 
 struct Projection {
@@ -92,16 +92,24 @@ class Plan {
 
     Buffer& written(int index, exl_dtype dtype);
     const Buffer& read(int index, exl_dtype dtype) const;
-    const void* normed(const Launch& launch, const Buffer& x, const Norm& norm, const int32_t* row_index, int32_t rows);
-    void products(const Launch& launch, const void* x, int64_t x_stride, int32_t rows,
-                  std::span<const Projection> projections, std::span<const exl_output> outputs,
-                  exl_activation activation);
+    // Rows of x that go into matrices: all of the launch, or those that `index` names.
+    struct Input {
+        const Buffer& x;
+        const Norm& norm;
+        const int32_t* index;
+        int32_t rows;
+    };
+    void admit(const Norm& norm, const Buffer& input, std::span<const Projection> projections);
+    void normalize(const Input& input, std::span<const void* const> suh);
+    const void* prepare(const Input& input, std::span<const Projection> projections);
+    void products(const Launch& launch, const Input& input, std::span<const Projection> projections,
+                  std::span<const exl_output> outputs, exl_activation activation);
     exl_output output(const Projection& projection, exl_dtype dtype);
     exl_rows rows_of(const Launch& launch) const;
     exl_workspace workspace() const;
 
     void reserve();
-    void ensure(int32_t rows, int32_t logit_rows, const Inputs& inputs);
+    void ensure(int32_t logit_rows, const Inputs& inputs);
     Launch upload(const Inputs& inputs, int32_t rows, int32_t logit_rows);
     void launch(const Launch& launch);
     exl_graph graph_of(const Launch& launch);
@@ -113,9 +121,9 @@ class Plan {
     std::vector<Buffer> buffers_;
     std::vector<Step> steps_;
     std::vector<std::shared_ptr<Memory>> kept_;
-    int64_t widest_norm_ = 0, vocab_ = 0;
+    int64_t widest_norm_ = 0, widest_rotation_ = 0, vocab_ = 0;
     int32_t num_caches_ = 0;
-    std::unique_ptr<Memory> normed_, partials_, tickets_, inputs_, logits_, rotated_q_;
+    std::unique_ptr<Memory> normed_, rotated_, partials_, tickets_, inputs_, logits_, rotated_q_;
     int64_t rotated_width_ = 0;
     std::unique_ptr<PinnedMemory> pinned_inputs_, pinned_outputs_;
     int32_t table_width_ = 0, logits_capacity_ = 0;

@@ -153,6 +153,9 @@ void Block::run_thread() {
 }
 
 Thread* Block::next_thread() {
+    // Turn by turn, groups of lanes would stay abreast and hide a missing barrier. In random order the first that can go
+    // on does, so that one group runs ahead of the others as far as barriers let it.
+    if (order_ == Order::random) cursor_ = size_ - 1;
     for (int i = 0; i < size_; i++) {
         cursor_ = cursor_ + 1 < size_ ? cursor_ + 1 : 0;
         Thread* thread = ring_[cursor_];

@@ -31,6 +31,9 @@ template <> struct IsHalf<half> {
 };
 
 template <class T> struct Dense {
+    static constexpr bool rotated = false;
+    static constexpr int compiled_tiles = Call::all_sizes;
+    static constexpr bool short_steps = false;
     static constexpr int stage_bytes = 0;
     EXL_HOST_DEVICE static constexpr int spare_bytes(int) { return 0; }
     EXL_DEVICE static constexpr float unit(int) { return 1.0f; }
@@ -74,7 +77,7 @@ template <class T> struct Dense {
     };
 
     template <int tiles> struct State {
-        EXL_DEVICE explicit State(uint8_t*) {}
+        EXL_DEVICE State(const Problem&, uint8_t*) {}
     };
 
     template <int x_row_bytes, int token_tiles, int tiles>
@@ -142,12 +145,6 @@ template <class T> struct Dense {
     };
     static constexpr bool is_half = IsHalf<T>::value;
 };
-
-template <class T, int token_tiles> EXL_KERNEL((Plan<Dense<T>, token_tiles>::threads), 1)
-multiply_dense(const Problem problem) {
-    EXL_DYNAMIC_SHARED(uint8_t, memory);
-    multiply_block<Dense<T>, token_tiles>(problem, memory);
-}
 
 }  // namespace gemm
 }  // namespace exl

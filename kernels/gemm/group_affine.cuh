@@ -9,6 +9,9 @@ namespace gemm {
 
 template <int bits, int scheme_number> struct GroupAffine {
     static constexpr int scheme = scheme_number;
+    static constexpr bool rotated = false;
+    static constexpr int compiled_tiles = Call::all_sizes;
+    static constexpr bool short_steps = true;
     using S = Scales<bits, scheme>;
     static constexpr int lift = Codes<bits>::lift;
     static constexpr int super = layouts::super_bytes(scheme), step = layouts::step_bytes(bits, scheme);
@@ -89,7 +92,7 @@ template <int bits, int scheme_number> struct GroupAffine {
         SuperScales super_scales[tiles];
         uint32_t constants[4];
 
-        EXL_DEVICE explicit State(uint8_t* shared) {
+        EXL_DEVICE State(const Problem&, uint8_t* shared) {
             constexpr int zero = S::has_offset ? 0 : 1 << (bits - 1);
             constexpr uint32_t even = constant_pair(S::has_offset ? 1 : -(zero + code_bias));
             constexpr uint32_t odd = constant_pair(S::has_offset ? 1 << lift : -((zero << lift) + code_bias));
@@ -158,12 +161,6 @@ template <int bits, int scheme_number> struct GroupAffine {
         }
     }
 };
-
-template <class Format, int token_tiles> EXL_KERNEL((Plan<Format, token_tiles>::threads), 1)
-multiply(const Problem problem) {
-    EXL_DYNAMIC_SHARED(uint8_t, memory);
-    multiply_block<Format, token_tiles>(problem, memory);
-}
 
 }  // namespace gemm
 }  // namespace exl

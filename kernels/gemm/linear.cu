@@ -2,9 +2,8 @@
 #include "gemm/linear.h"
 
 #include <algorithm>
-#include <cstdio>
 
-#include "gemm/problem.h"
+#include "gemm/launch.h"
 
 namespace exl {
 namespace gemm {
@@ -13,15 +12,6 @@ namespace {
 
 constexpr int largest = 1 << 24;
 constexpr int token_tile_sizes[] = {1, 2, 4, 8};
-
-// "projections[2].output.out"
-struct Name {
-    char text[64];
-    Name(int projection, const char* field) {
-        std::snprintf(text, sizeof text, "projections[%d].%s", projection, field);
-    }
-    operator const char*() const { return text; }
-};
 
 int divide_up(int value, int by) { return (value + by - 1) / by; }
 
@@ -103,6 +93,7 @@ Shape plan(const Call& call, const Matrix* matrices, Problem& problem) {
     const bool gated = call.activation != exl_no_activation;
     Shape shape = {};
     for (int size : token_tile_sizes) {
+        if (!(call.token_tiles & size)) continue;
         shape.token_tiles = size;
         if (call.rows <= 8 * size) break;
     }
@@ -138,13 +129,14 @@ Shape plan(const Call& call, const Matrix* matrices, Problem& problem) {
 }
 
 void bind(const Call& call, const Matrix* matrices, Problem& problem) {
-    problem.x = static_cast<const half*>(call.x);
     problem.x_stride = call.x_stride;
     problem.partials = reinterpret_cast<float4*>(call.workspace->partials);
     problem.tickets = call.workspace->tickets;
     for (int i = 0; i < call.count; i++) {
         const exl_output& output = *matrices[i].output;
         Projection& projection = problem.projections[i];
+        projection.x = static_cast<const half*>(call.x) + matrices[i].x_offset;
+        projection.svh = static_cast<const half*>(matrices[i].svh);
         projection.data = static_cast<const uint8_t*>(matrices[i].data);
         projection.out_f16 = output.dtype == exl_f16 ? static_cast<half*>(output.out) : nullptr;
         projection.out_f32 = output.dtype == exl_f16 ? nullptr : static_cast<float*>(output.out);

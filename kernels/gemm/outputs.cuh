@@ -28,7 +28,6 @@ template <int token_tiles> struct Sums {
 // Writes one element of the product: row `row` of the matrix, token `token`.
 EXL_DEVICE void write(const Projection& projection, int token, int row, float value) {
     const int64_t at = token * projection.out_stride + row;
-    if (projection.bias) value += projection.bias[row];
     if (projection.out_f16)
         projection.out_f16[at] = to_half(value);
     else if (projection.add)
@@ -47,7 +46,8 @@ template <class Format, int token_tiles> EXL_DEVICE void write_all(const Problem
         if (token >= problem.rows || row >= problem.projections[work.projection(r)].rows) return;
         const float value = sums.values[r][n][i] * Format::unit(i);
         if (!work.gated) {
-            write(problem.projections[work.projection(r)], token, row, value);
+            const Projection& out = problem.projections[work.projection(r)];
+            write(out, token, row, out.bias ? value + out.bias[row] : value);
         } else if (r < half_of) {
             float gate = value, up = sums.values[r + half_of][n][i] * Format::unit(i);
             if (problem.projections[0].bias) gate += problem.projections[0].bias[row];

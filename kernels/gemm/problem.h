@@ -23,6 +23,7 @@ EXL_LAYOUT int threads_of_block(int token_tiles) { return groups_of_block(token_
 
 // One matrix and where its product goes.
 struct Projection {
+    const half* x;
     const uint8_t* data;
     int64_t tile_stride;  // bytes
     int rows, tiles;      // N and tiles of 16
@@ -32,17 +33,18 @@ struct Projection {
     half* out_f16;
     int64_t out_stride;
     const float* bias;
+    const half* svh;  // of a trellis
     int add;
 };
 
 struct Problem {
-    const half* x;
     int64_t x_stride;
     int rows, cols, steps;
     int num_projections;
     int split;  // 1: one slice a block, added by the last to arrive; 0: a block takes all slices
     int slots;  // partial sums that a block of the grid's x and z keeps
     exl_activation activation;
+    uint32_t factor, addend;  // of a trellis codebook
     float4* partials;
     uint32_t* tickets;
     Projection projections[exl_max_projections];
@@ -102,16 +104,20 @@ struct Matrix {
     int64_t tile_stride;
     int rows, cols;
     const exl_output* output;
+    int64_t x_offset = 0;  // elements from the call's x to this projection's
+    const void* svh = nullptr;
 };
 
 // What all families are called with.
 struct Call {
-    const void* x;
+    static constexpr int all_sizes = 1 | 2 | 4 | 8;
+    const void* x;  // of the first projection
     int64_t x_stride;
     int rows;
     exl_activation activation;
     int count;
     const exl_workspace* workspace;
+    int token_tiles = all_sizes;  // the sums of the values of Shape::token_tiles that are compiled
 };
 
 struct Shape {

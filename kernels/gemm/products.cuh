@@ -3,11 +3,15 @@
 // A Format says how a step (16 rows x 64 columns of weights) is fetched and multiplied:
 //
 //     stage_bytes      shared memory of one tile's step
-//     Source<tiles>    one per group of lanes: where its tiles are; issue(ahead, stage, number) starts the copies of a step,
-//                      counted from the current record's first and from the block's first; behind the end nothing; advance() goes to the next record
+//     Source<tiles>    one per group of lanes: where its tiles are; issue(ahead, stage, number) starts the copies of a
+//                      step, counted from the current record's first and from the block's first; behind the end nothing;
+//                      advance() goes to the next record
+//     compiled_tiles   the sum of the values of Shape::token_tiles that are compiled
+//     short_steps      true where the instructions around a step count
 //     spare_bytes(n)   shared memory behind the stages of a step of n tiles that nobody reads
 //     State<tiles>     what is kept in registers from step to step; made with shared memory of 16 bytes a thread to use
 //     multiply(sums, state, source, i, stages, x): step i of the record; x: the lane's row at the step's first column
+//     rotated          true where a block's 128 outputs are rotated and scaled before they are written
 //     unit(i)          what the sums [tile][tokens][i] are to be multiplied by at the end
 #pragma once
 
@@ -17,6 +21,7 @@
 #include "exl/matrix.h"
 #include "gemm/outputs.cuh"
 #include "gemm/problem.h"
+#include "gemm/rotated_outputs.cuh"
 
 namespace exl {
 namespace gemm {
@@ -30,8 +35,8 @@ template <class Format, int token_tiles> struct Plan {
     static constexpr int chunk_steps = token_tiles <= 2 ? 4 : 2;
     static constexpr int stages = chunk_steps == 4 ? 4 : 3;
     static_assert(stages - 1 <= chunk_steps, "a chunk arrives before it is used");
-    // Constant slots save instructions where a step is short; where sums or weights fill the registers, a loop saves those.
-    static constexpr int unrolled = token_tiles == 1 && Format::stage_bytes > 0 ? record_steps : 1;
+    // Constant slots save instructions where a step is short; elsewhere a loop saves registers and code.
+    static constexpr int unrolled = token_tiles == 1 && Format::short_steps ? record_steps : 1;
     static constexpr int row_bytes = chunk_steps * step_columns * 2 + 32;
     static constexpr int chunk_bytes = tokens * row_bytes;
     static constexpr int stage_bytes = tiles * Format::stage_bytes + Format::spare_bytes(tiles);
@@ -52,9 +57,9 @@ template <class P> struct Chunks {
     int64_t stride;
     int to, rows, columns;  // byte in the chunk; rows and columns that exist from here on
 
-    EXL_DEVICE Chunks(const Problem& problem, int first_row, int first_column) {
+    EXL_DEVICE Chunks(const Problem& problem, const half* x, int first_row, int first_column) {
         const int row = static_cast<int>(threadIdx.x) / pieces, piece = static_cast<int>(threadIdx.x) % pieces;
-        from = problem.x + (first_row + row) * problem.x_stride + first_column + piece * 8;
+        from = x + (first_row + row) * problem.x_stride + first_column + piece * 8;
         stride = problem.x_stride * rows_at_once;
         to = row * P::row_bytes + piece * 16;
         rows = problem.rows - first_row - row;
@@ -79,7 +84,7 @@ template <class Format, int token_tiles> EXL_DEVICE void multiply_block(const Pr
     const uint8_t* x_of_lane = memory + lane() / 4 * P::row_bytes;
 
     typename Format::template Source<P::tiles> source(problem, work);
-    typename Format::template State<P::tiles> state(memory + P::chunk_bytes);
+    typename Format::template State<P::tiles> state(problem, memory + P::chunk_bytes);
     Sums<token_tiles> sums = {};
 
 #pragma unroll
@@ -88,7 +93,7 @@ template <class Format, int token_tiles> EXL_DEVICE void multiply_block(const Pr
         copy_async_commit();
     }
     wait_for_previous_kernel();
-    Chunks<P> chunks(problem, first_row, work.first_step * step_columns);
+    Chunks<P> chunks(problem, problem.projections[work.chosen].x, first_row, work.first_step * step_columns);
     int current = P::chunk_bytes;  // where the chunk of the current step is: 0 from the first step on
     chunks.issue(memory);
     copy_async_commit();
@@ -122,7 +127,13 @@ template <class Format, int token_tiles> EXL_DEVICE void multiply_block(const Pr
     }
     copy_async_wait<0>();
     let_next_kernel_start();
-    if (alone || add_slices(problem, sums, first_row, work.slices)) write_all<Format>(problem, work, sums, first_row);
+    if (!alone && !add_slices(problem, sums, first_row, work.slices)) return;
+    if constexpr (Format::rotated) {
+        static_assert(P::shared_bytes >= rotated_bytes(token_tiles), "sums take the place of chunks and stages");
+        write_rotated<Format>(problem, work, sums, first_row, memory);
+    } else {
+        write_all<Format>(problem, work, sums, first_row);
+    }
 }
 
 }  // namespace gemm

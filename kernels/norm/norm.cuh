@@ -1,5 +1,6 @@
 #pragma once
 
+#include "exl/hadamard.h"
 #include "exl/half.h"
 #include "exl/math.h"
 #include "exl/warp.h"
@@ -37,8 +38,24 @@ EXL_DEVICE float add_squares(float4 x, float sum) {
     return fused_multiply_add(x.w, x.w, sum);
 }
 
+// Quad `column` of a normalized row.
+EXL_DEVICE float4 scaled(const exl_norm_args& args, float4 v, float inverse, int column) {
+    const float4 w = reinterpret_cast<const float4*>(args.weight)[column];
+    return make_float4(v.x * inverse * w.x, v.y * inverse * w.y, v.z * inverse * w.z, v.w * inverse * w.w);
+}
+
+EXL_DEVICE Half4 packed(float4 v) { return {to_half2(v.x, v.y), to_half2(v.z, v.w)}; }
+
+// A group of lanes has the 128 columns of a block of the Hadamard matrix; behind the row's end they are zeros.
+EXL_DEVICE Half4 rotated(float4 v, Half4 suh) {
+    const float2 low = to_float2(suh.low), high = to_float2(suh.high);
+    float values[4] = {v.x * low.x, v.y * low.y, v.z * high.x, v.w * high.y};
+    rotate128(values);
+    return packed(make_float4(values[0], values[1], values[2], values[3]));
+}
+
 // Each thread holds `quads` x 4 columns: columns 4 (threadIdx.x + i threads) .. + 3.
-template <int quads> EXL_KERNEL(threads, 1) normalize(exl_norm_args args) {
+template <int quads, bool rotates> EXL_KERNEL(threads, 1) normalize(exl_norm_args args) {
     const int64_t row = blockIdx.x, from = args.row_index ? args.row_index[row] : row;
     float4* x = reinterpret_cast<float4*>(args.x + from * args.x_stride);
     const Half4* delta = reinterpret_cast<const Half4*>(static_cast<const half*>(args.delta) + row * args.delta_stride);
@@ -54,14 +71,22 @@ template <int quads> EXL_KERNEL(threads, 1) normalize(exl_norm_args args) {
         sum = add_squares(values[i], sum);
     }
     const float inverse = 1.0f / sqrtf(block_sum(sum) / static_cast<float>(args.width) + args.eps);
-    Half4* out = reinterpret_cast<Half4*>(static_cast<half*>(args.out) + row * args.out_stride);
+    half* out = static_cast<half*>(args.out) + row * args.out_stride;
 #pragma unroll
     for (int i = 0; i < quads; i++) {
         const int column = static_cast<int>(threadIdx.x) + i * threads;
-        if (column >= count) continue;
-        const float4 v = values[i], w = reinterpret_cast<const float4*>(args.weight)[column];
-        out[column] = {to_half2(v.x * inverse * w.x, v.y * inverse * w.y),
-                       to_half2(v.z * inverse * w.z, v.w * inverse * w.w)};
+        if constexpr (rotates) {
+            constexpr int block = hadamard_size / 4;  // quads of a group of lanes
+            if (column / block * block >= count) continue;
+            const bool inside = column < count;
+            const float4 v = inside ? scaled(args, values[i], inverse, column) : make_float4(0, 0, 0, 0);
+            for (int r = 0; r < args.num_rotations; r++)
+                reinterpret_cast<Half4*>(out + r * args.out_step)[column] =
+                    rotated(v, static_cast<const Half4*>(args.suh[r])[column]);
+        } else {
+            if (column >= count) continue;
+            reinterpret_cast<Half4*>(out)[column] = packed(scaled(args, values[i], inverse, column));
+        }
     }
 }
 

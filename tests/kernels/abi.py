@@ -91,7 +91,7 @@ class Norm(Struct):
     _fields_ = (
         ("x", pointer), ("delta", pointer), ("row_index", pointer), ("weight", pointer), ("out", pointer),
         ("x_stride", int64), ("delta_stride", int64), ("out_stride", int64), ("rows", int32), ("width", int32),
-        ("eps", float32),
+        ("eps", float32), ("num_rotations", int32), ("out_step", int64), ("suh", pointer * 4),
     )  # fmt: skip
 
 

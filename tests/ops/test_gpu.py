@@ -13,7 +13,10 @@ import torch
 
 from exllama import ops
 from exllama.errors import DeviceError, UnsupportedModelError, UsageError
+from exllama.formats import trellis
+from exllama.formats.trellis import Codebook
 from exllama.ops import gpu
+from tests.formats.exl3_writer import random_linear
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH, VOCAB = 64, 40
@@ -92,6 +95,29 @@ def test_weights_are_what_the_file_held() -> None:
     weight = packer.finish()
     assert np.array_equal(weight.dequantize().numpy(), values)
     assert weight.nbytes >= values.nbytes
+
+
+@pytest.mark.parametrize(("codebook", "bits"), [("mul1", 2.5), ("mcg", 4), ("3inst", 3)])
+def test_trellises_stay_as_the_file_has_them(codebook: Codebook, bits: float) -> None:
+    parts = random_linear("a", 130, 200, bits, codebook)
+    tiles, suh, svh = (parts[f"a.{part}"].numpy() for part in ("trellis", "suh", "svh"))
+    packer = ops.pack_trellis((130, 200), bits, codebook, (suh, svh), DEVICE)
+    packer.add_tiles(0, tiles[:5])
+    packer.add_tiles(5, tiles[5:])
+    weight = packer.finish()
+    exact = trellis.dequantize(tiles, suh.astype(np.float64), svh.astype(np.float64), codebook)[:130, :200]
+    assert np.array_equal(weight.dequantize().numpy(), exact.astype(np.float32))
+    assert weight.nbytes == 256 * 256 * bits / 8 + 2 * (256 + 256)
+
+
+def test_trellises_that_are_refused() -> None:
+    scales = np.ones(128, np.float16), np.ones(256, np.float16)
+    with pytest.raises(UsageError, match="scales have the wrong length"):
+        ops.pack_trellis((130, 200), 4, "mul1", scales, DEVICE)
+    packer = ops.pack_trellis((130, 100), 4, "mul1", scales, DEVICE)
+    for start, words in ((0, 56), (8, 64), (-1, 64)):
+        with pytest.raises(UsageError, match="tiles"):
+            packer.add_tiles(start, np.zeros((1, 16, words), np.int16))
 
 
 SHORT_OF_MEMORY = """

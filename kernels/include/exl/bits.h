@@ -69,6 +69,15 @@ EXL_DEVICE uint32_t funnel_shift_right(uint32_t low, uint32_t high, uint32_t shi
 #endif
 }
 
+// The high 32 bits of (high, low) shifted left by 0..31.
+EXL_DEVICE uint32_t funnel_shift_left(uint32_t low, uint32_t high, uint32_t shift) {
+#if defined(EXL_CUDA)
+    return __funnelshift_l(low, high, shift);
+#else
+    return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) << (shift & 31) >> 32);
+#endif
+}
+
 // `width` bits from bit `start` on; 0 < width < 32.
 EXL_DEVICE uint32_t bit_field(uint32_t value, int start, int width) { return value >> start & ((1u << width) - 1); }
 
