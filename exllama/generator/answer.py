@@ -31,6 +31,7 @@ class _Held(NamedTuple):
     unfinished: bytes
     stop_held: str
     endless: int
+    hidden: int
     waiting: list[tuple[int, int]]
 
 
@@ -43,13 +44,21 @@ class Answer:
     """
 
     def __init__(
-        self, detokenizer: Detokenizer, stops: Sequence[str], min_tokens: int = 0, banned: Sequence[str] = ()
+        self,
+        detokenizer: Detokenizer,
+        stops: Sequence[str],
+        min_tokens: int = 0,
+        banned: Sequence[str] = (),
+        hidden: int = 0,
     ) -> None:
-        """min_tokens: stop strings count only in the text of the tokens after these."""
+        """min_tokens: stop strings count only in the text of the tokens after these.
+
+        hidden: so many characters at the beginning belong to the prompt (token healing).
+        """
         self._detokenizer = detokenizer
         self._stops = StopStrings(stops)
         self._banned = BannedStrings(banned) if banned else None
-        self._endless = min_tokens
+        self._endless, self._hidden = min_tokens, hidden
         self._parts: list[str] = []
         self._waiting: list[tuple[int, int]] = []  # (where its text begins in the text not shown yet, token id)
         self._held: list[_Held] = []
@@ -68,7 +77,7 @@ class Answer:
         """The text that can be shown now and its tokens; `stop` is then the stop string that ended it, if any."""
         if self._banned is not None:
             return self._hold(token_id, self._banned)
-        return self._show(self._read(token_id, self._detokenizer.add(token_id)))
+        return self._show(self._read(token_id, self._text(token_id)))
 
     def finish(self) -> Piece:
         """No more tokens come and no stop string was found: the text and the tokens that were held back."""
@@ -80,6 +89,14 @@ class Answer:
             tokens += tuple(token for _, token in self._waiting)
             self._waiting.clear()
         return text + rest, tokens
+
+    def _text(self, token_id: int) -> str:
+        """What the token adds to the answer."""
+        text = self._detokenizer.add(token_id)
+        if self._hidden:
+            before, self._hidden = self._hidden, max(self._hidden - len(text), 0)
+            return text[before:]
+        return text
 
     def _read(self, token_id: int, text: str) -> Piece:
         """What can be shown from a token with this text on, as far as stop strings are concerned."""
@@ -107,8 +124,9 @@ class Answer:
         return piece
 
     def _hold(self, token_id: int, banned: BannedStrings) -> Piece:
-        unfinished, before = self._detokenizer.unfinished, (self._stops.held, self._endless, list(self._waiting))
-        text = self._detokenizer.add(token_id)
+        unfinished = self._detokenizer.unfinished
+        before = self._stops.held, self._endless, self._hidden, list(self._waiting)
+        text = self._text(token_id)
         self._held.append(_Held(token_id, text.casefold(), self._read(token_id, text), unfinished, *before))
         folded = [held.folded for held in self._held]
         found, self.taken_back = banned.find(folded), 0
@@ -129,7 +147,8 @@ class Answer:
         first = self._held[index]
         self.taken_back, self.banned_token, self.stop = len(self._held) - index, first.token_id, None
         self._detokenizer.resume(first.unfinished)
-        self._stops.held, self._endless, self._waiting = first.stop_held, first.endless, list(first.waiting)
+        self._stops.held, self._endless, self._hidden = first.stop_held, first.endless, first.hidden
+        self._waiting = list(first.waiting)
         del self._held[index:]
 
     def _release(self, count: int) -> Piece:

@@ -34,6 +34,7 @@ from exllama.generator.drafting.choose import make_drafter
 from exllama.generator.drafting.drafter import Drafter
 from exllama.generator.drafting.speculation import Speculation
 from exllama.generator.events import Event, Finished, Text
+from exllama.generator.healing import Healed, Healer
 from exllama.generator.job import Job
 from exllama.generator.lane import Lane, longest_answer
 from exllama.generator.sampling import GREEDY, Sampling
@@ -136,6 +137,7 @@ class Generator:
         self._events: list[Event] = []  # of all others, for step()
         self._compiling = threading.Lock()
         self._compiler: GuidanceCompiler | None = None  # made for the first job with a grammar
+        self._healer: Healer | None = None  # for the first one with token healing
         self._closed = False
 
     @classmethod
@@ -253,20 +255,23 @@ class Generator:
         prompts = [self._token_ids(job.prompt)]
         if job.negative_prompt is not None:
             prompts.append(self._token_ids(job.negative_prompt))
-        constraint = self._compile(list(job.grammars)) if job.grammars else None
+        healed = self._heal(prompts[0]) if job.token_healing else None
+        prompts[0], hidden, first_ids = healed or (prompts[0], "", [])
+        constraint = self._compile(list(job.grammars), hidden) if job.grammars else None
         with self._lock:
             self._check_open()
             if job.answer is not None:
                 raise UsageError("this job was enqueued before: make a new Job for every answer")
             sampler = self._job_sampler(job)
             strings = [stop for stop in job.stop if isinstance(stop, str)]
-            answer = Answer(IncrementalDetokenizer(self.tokenizer), strings, job.min_new_tokens, job.banned_strings)
+            detokenizer = IncrementalDetokenizer(self.tokenizer)
+            answer = Answer(detokenizer, strings, job.min_new_tokens, job.banned_strings, len(hidden))
             stop_ids = frozenset(self.tokenizer.eos_ids).union(stop for stop in job.stop if isinstance(stop, int))
             limit = self._limit([len(prompt) for prompt in prompts])
             tables = [PageTable(self._pool, job.salt) for _ in prompts]
             guide = Lane(prompts[1], tables[1]) if len(prompts) > 1 else None
             sequence = Running(job, prompts[0], limit, stop_ids, answer, tables[0], sampler, guide)
-            sequence.constraint = constraint
+            sequence.constraint, sequence.first_ids = constraint, first_ids
             self._scheduler.add(sequence)
             job.answer, self._sequences[job] = answer, sequence
         return job
@@ -384,11 +389,17 @@ class Generator:
                 for job in jobs:
                     self._mailboxes.pop(job, None)
 
-    def _compile(self, grammars: list[Grammar]) -> Constraint:
+    def _heal(self, prompt: NDArray[np.int32]) -> Healed | None:
+        with self._compiling:
+            if self._healer is None:
+                self._healer = Healer(self.tokenizer, self.model.vocab_size)
+        return self._healer.heal(prompt)
+
+    def _compile(self, grammars: list[Grammar], before: str) -> Constraint:
         with self._compiling:
             if self._compiler is None:
                 self._compiler = GuidanceCompiler(self.tokenizer, self.model.vocab_size)
-            return self._compiler.compile(grammars)
+            return self._compiler.compile(grammars, before)
 
     def _token_ids(self, prompt: Prompt) -> NDArray[np.int32]:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt

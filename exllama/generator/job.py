@@ -35,6 +35,8 @@ class Job:
     (a model's end token ends it where they allow an end). banned_strings: texts that never occur in the answer, in
     capitals or not: text waits while it may become one, and when it has, its tokens are taken back and the token that
     began it is not drawn there again.
+    token_healing: the prompt's last token is drawn anew, from those that begin with its text, which is no part of the
+    answer: for prompts that end inside of what would be one token, as in "http:". A control token stays as it is.
     negative_prompt, cfg_scale: what to keep away from, and how far: a token is drawn from the logits after this prompt
     plus cfg_scale times what the logits after `prompt` have more (classifier-free guidance; 1: no guidance). Both
     prompts are followed by the answer, so such a job takes two places in the batch and pages for two.
@@ -53,6 +55,7 @@ class Job:
     deadline: float | None = None
     grammars: Sequence[Grammar] = ()
     banned_strings: Sequence[str] = ()
+    token_healing: bool = False
     negative_prompt: str | Sequence[int] | None = None
     cfg_scale: float = 1.0
     logprobs: int | None = None
@@ -83,6 +86,8 @@ class Job:
         self.banned_strings = _check_banned(self.banned_strings)
 
     def _check_guidance(self) -> None:
+        if self.token_healing and self.negative_prompt is not None:
+            raise UsageError("token_healing is set with a negative_prompt, which may end otherwise: use one of them")
         scale = self.cfg_scale
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= MAX_CFG_SCALE:
             raise UsageError(f"cfg_scale is {scale!r}, expected a number within +-{MAX_CFG_SCALE}")

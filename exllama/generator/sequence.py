@@ -54,6 +54,7 @@ class Sequence(Lane):
         self.guessed_from: list[Distribution] = []  # of each draft, if the rule of rejection.py is to be followed
         self.may_guess = True  # False: the keys of a draft could not be stored, so no more are tried
         self.constraint: Constraint | None = None  # what the answer may look like
+        self.first_ids: list[int] = []  # the answer begins with one of these tokens, with any if there are none
         self.bans: dict[int, list[int]] = {}  # position -> tokens that are not drawn there; see banned_strings of Job
         self.cached_tokens = 0
         self.skipped = 0  # times that one which came later was admitted instead

@@ -111,6 +111,8 @@ class Step:
         for row, sequence in enumerate(sequences):
             if sequence.num_tokens < sequence.endless_until:
                 logits[row, list(sequence.stop_ids)] = -torch.inf
+            if sequence.first_ids and sequence.num_tokens == sequence.prompt_tokens:
+                _keep_only(logits[row], sequence.first_ids)
             if sequence.num_tokens in sequence.bans:
                 logits[row, sequence.bans[sequence.num_tokens]] = -torch.inf
             if sequence.constraint is not None:
@@ -128,6 +130,13 @@ class Step:
         for sequence in sequences:
             self._sampling.add(sequence.sampler, sequence.buffer, sequence.num_tokens)
         return sample_rows(logits, self._sampling)
+
+
+def _keep_only(row: torch.Tensor, ids: list[int]) -> None:
+    """Sets the logits (V,) of all other tokens to -inf."""
+    kept = row[ids]
+    row.fill_(-torch.inf)
+    row[ids] = kept
 
 
 def _guided(parts: list[Part], logits: torch.Tensor) -> torch.Tensor:

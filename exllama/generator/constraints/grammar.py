@@ -52,22 +52,22 @@ class Grammar:
         """Exactly one of these texts."""
         if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
             raise UsageError(f"choices are {texts!r}, expected a list of texts that are not empty")
-        return cls("regex", "|".join(f"({_literal(text)})" for text in texts))
+        return cls("regex", "|".join(f"({literal(text)})" for text in texts))
 
     @classmethod
     def prefix(cls, text: str) -> Grammar:
         """Anything that begins with this text."""
-        return cls("regex", f"{_literal(text)}(?s:.*)")
+        return cls("regex", f"{literal(text)}(?s:.*)")
 
     @classmethod
     def without(cls, texts: Sequence[str]) -> Grammar:
         """Anything in which none of these texts occurs."""
         if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
             raise UsageError(f"banned strings are {texts!r}, expected a list of texts that are not empty")
-        banned = "|".join(_literal(text) for text in texts)
+        banned = "|".join(literal(text) for text in texts)
         return cls("lark", f"TEXT: /(?s:.*)/ & ~/(?s:.*)({banned})(?s:.*)/\nstart: TEXT")
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """A regular expression that matches this text alone; without characters that Lark or regular expressions read."""
     return "".join(char if char.isascii() and char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)

@@ -12,7 +12,7 @@ import numpy as np
 
 from exllama.errors import UsageError
 from exllama.generator.constraints.constraint import AllOf, Constraint, Words
-from exllama.generator.constraints.grammar import Grammar
+from exllama.generator.constraints.grammar import Grammar, literal
 
 _KEPT = 64  # compiled grammars
 # Places of a JSON schema that hold one schema, a list of them, or several by name.
@@ -84,31 +84,37 @@ class GuidanceCompiler:
         self._num_words = -(-vocab_size // 32)
         wrapper = llguidance.TokenizerWrapper(_Tokens(tokenizer, vocab_size))
         self._tokenizer = llguidance.LLTokenizer(wrapper, n_vocab=vocab_size, eos_token=list(tokenizer.eos_ids))
-        self._matchers: OrderedDict[Grammar, Any] = OrderedDict()  # in their first state, least recently used first
+        self._matchers: OrderedDict[tuple[Grammar, str], Any] = (
+            OrderedDict()
+        )  # in their first state, least recently used first
         self._pool = ThreadPoolExecutor(1, "exllama-grammar")
 
-    def compile(self, grammars: list[Grammar]) -> Constraint:
-        """The beginning of an answer that follows all grammars. Raises UsageError with the place where one is wrong."""
-        made = [GuidanceConstraint(self._matcher(each), self._num_words, self._pool) for each in grammars]
+    def compile(self, grammars: list[Grammar], before: str = "") -> Constraint:
+        """The beginning of an answer that follows all grammars, each after the text `before`.
+
+        Raises UsageError with the place where a grammar is wrong.
+        """
+        made = [GuidanceConstraint(self._matcher(each, before), self._num_words, self._pool) for each in grammars]
         return made[0] if len(made) == 1 else AllOf(made)
 
     def close(self) -> None:
         """Ends the thread."""
         self._pool.shutdown()
 
-    def _matcher(self, grammar: Grammar) -> Any:
-        if grammar not in self._matchers:
-            matcher, error = self._try(grammar)
+    def _matcher(self, grammar: Grammar, before: str) -> Any:
+        key = (grammar, before)
+        if key not in self._matchers:
+            matcher, error = self._try(grammar, before)
             if error:
                 where = f" at {self._pointer(grammar)}" if grammar.kind == "json_schema" else ""
                 raise UsageError(f"the {grammar.kind} of the job is wrong{where}: {error}")
-            self._matchers[grammar] = matcher
+            self._matchers[key] = matcher
             if len(self._matchers) > _KEPT:
                 self._matchers.popitem(last=False)
-        self._matchers.move_to_end(grammar)
-        return self._matchers[grammar].deep_copy()
+        self._matchers.move_to_end(key)
+        return self._matchers[key].deep_copy()
 
-    def _try(self, grammar: Grammar) -> tuple[Any, str]:
+    def _try(self, grammar: Grammar, before: str = "") -> tuple[Any, str]:
         """(matcher, what is wrong or "")."""
         make = self._library.LLMatcher
         from_text = {
@@ -116,7 +122,7 @@ class GuidanceCompiler:
             "regex": make.grammar_from_regex,
             "lark": make.grammar_from_lark,
         }[grammar.kind]
-        matcher = make(self._tokenizer, from_text(grammar.text), log_level=0)
+        matcher = make(self._tokenizer, _after(before, from_text(grammar.text)), log_level=0)
         return matcher, _first_line(matcher.get_error()) if matcher.is_error() else ""
 
     def _pointer(self, grammar: Grammar) -> str:
@@ -161,6 +167,15 @@ def _parts(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for key in _LISTS:
         if isinstance(schema.get(key), list):
             yield from ((f"/{key}/{i}", each) for i, each in enumerate(schema[key]) if isinstance(each, dict))
+
+
+def _after(before: str, grammar: str) -> str:
+    """A grammar as llguidance reads it, Lark or a list in JSON, that begins with the text `before`."""
+    if not before:
+        return grammar
+    inner = json.loads(grammar)["grammars"][0] if grammar.startswith("{") else {"lark_grammar": grammar}
+    outer = {"lark_grammar": f"start: BEFORE @answer\nBEFORE: /{literal(before)}/"}
+    return json.dumps({"grammars": [outer, {**inner, "name": "answer"}]})
 
 
 def _first_line(text: str) -> str:
