@@ -71,6 +71,18 @@ def whole(llama: dict[str, Model]) -> dict[tuple[str, str], torch.Tensor]:
 Whole = dict[tuple[str, str], torch.Tensor]
 
 
+def test_caches_of_different_types_at_once(llama: dict[str, Model], whole: Whole) -> None:
+    """The type belongs to the cache, so runners of one model may differ and take turns."""
+    ids, runners, found = random_ids(TOKENS), [new_runner(llama["cpu"], kind) for kind in KINDS], []
+    for begin in range(0, TOKENS, 100):
+        rows = np.arange(100, dtype=np.int32)
+        tokens = ints(ids[begin : begin + 100].tolist())
+        batch = Batch(tokens, rows + ints([begin]), 0 * rows, ints([0, 1])[None], rows)
+        found.append([runner.forward(batch).clone() for runner in runners])
+    for kind, parts in zip(KINDS, zip(*found, strict=True), strict=True):
+        assert torch.equal(torch.cat(parts), whole["cpu", kind])
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunks", CHUNKS)

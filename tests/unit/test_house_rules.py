@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from exllama.ops.native import native
 from tests.unit.tree import ROOT, Source, functions, imports, product, sources
 
 LINES_PER_FILE = 500
@@ -124,6 +125,12 @@ def test_kernels_know_neither_torch_nor_python() -> None:
     found = [f"{path}: {match[0]}" for path in NATIVE if (match := banned.search(path.read_text(encoding="utf-8")))]
     assert NATIVE
     assert found == []
+
+
+def test_the_native_module_needs_nothing_of_torch() -> None:
+    """Neither a library nor a symbol: one build serves every version."""
+    binary = Path(str(native().__file__)).read_bytes()
+    assert not re.search(rb"libtorch|libc10|_ZNK?2at\d|_ZNK?3c10|_ZNK?5torch", binary)
 
 
 def test_binding_includes_no_torch_header() -> None:
