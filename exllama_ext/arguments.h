@@ -35,4 +35,12 @@ inline const Kernels& kernels_of(const std::string& level) {
     return *kernels;
 }
 
+inline layouts::Codebook codebook_of(const std::string& name) {
+    const char* names[] = {"3inst", "mcg", "mul1"};
+    int32_t number = 0;
+    while (number < 3 && name != names[number]) ++number;
+    require(number < 3, "unknown codebook");
+    return static_cast<layouts::Codebook>(number);
+}
+
 }  // namespace exl::cpu

@@ -20,6 +20,7 @@
 #include "cpu/team.h"
 #include "cpu/trellis_pack.h"
 #include "gpu/bindings.h"
+#include "quantize_bindings.h"
 
 using namespace exl::cpu;
 
@@ -108,14 +109,6 @@ py::list sample_rows(const std::string& level, const Floats& logits, const py::a
             tokens[r] = sample(kernels, data + int64_t(r) * vocab, int32_t(vocab), parameters[r]);
     }
     return py::cast(tokens);
-}
-
-exl::layouts::Codebook codebook_of(const std::string& name) {
-    const char* names[] = {"3inst", "mcg", "mul1"};
-    int32_t number = 0;
-    while (number < 3 && name != names[number]) ++number;
-    require(number < 3, "unknown codebook");
-    return static_cast<exl::layouts::Codebook>(number);
 }
 
 std::unique_ptr<PackedTrellis> packed_trellis(int64_t rows, int64_t cols, int32_t rate2, const std::string& codebook,
@@ -221,5 +214,6 @@ PYBIND11_MODULE(_C, m) {
         .def("rope_and_store", &BoundPlan::rope_and_store)
         .def("attention", &BoundPlan::attention)
         .def("run", &BoundPlan::run);
+    bind_quantize(m);
     exl::gpu::bind(m);
 }

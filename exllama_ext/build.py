@@ -49,10 +49,13 @@ LEVELS: dict[str, list[str]] = {
     "avx512_bf16": [*AVX2, *AVX512, *BF16, *QUIET],
     "amx": [*AVX2, *AVX512, *BF16, "-mamx-tile", "-mamx-int8", "-mamx-bf16", *QUIET],
 }
-LEVEL_SOURCES = ["level.cpp", "trellis.cpp"]
+LEVEL_SOURCES = ["level.cpp", "trellis.cpp", "trellis_step.cpp"]
 PLAIN_SOURCES = [
     "team.cpp", "memory.cpp", "pack.cpp", "trellis_pack.cpp", "plan.cpp", "dispatch.cpp", "limits.cpp", "sampling.cpp",
+    "trellis_search.cpp", "block_ldl.cpp",
 ]  # fmt: skip
+
+BINDING_SOURCES = ["bindings.cpp", "quantize_bindings.cpp"]
 
 # The GPU half of the module, in exllama_ext/gpu: it opens the GPU libraries at run time.
 GPU_SOURCES = ["library.cpp", "plan.cpp", "bindings.cpp"]
@@ -112,7 +115,8 @@ def write_ninja(build_dir: Path, target: Path, extra: list[str]) -> None:
                 add(CPU / name, name.replace(".cpp", f"_{level}.o"), " ".join([*defines, *LEVELS[level]]))
     for name in PLAIN_SOURCES:
         add(CPU / name, name.replace(".cpp", ".o"))
-    add(ROOT / "exllama_ext" / "bindings.cpp", "bindings.o")
+    for name in BINDING_SOURCES:
+        add(ROOT / "exllama_ext" / name, name.replace(".cpp", ".o"))
     for name in GPU_SOURCES:
         source = ROOT / "exllama_ext" / "gpu" / name
         add(source, f"gpu_{source.stem}.o", f"-DEXL_HOST -I{ROOT / 'kernels' / 'include'}")

@@ -12,6 +12,7 @@
 namespace exl::cpu {
 
 class Worker;
+struct TrellisStep;
 
 enum class Family : int32_t { group_affine, dense, trellis };
 enum class DenseType : int32_t { f32, f16, bf16 };
@@ -188,6 +189,8 @@ struct Kernels {
     int32_t (*between)(const float* values, int32_t n, float low, float high, int32_t limit, int32_t* out);
     double (*int8_peak)(Worker&);
     int32_t (*read_all)(const uint8_t* data, int64_t bytes);
+    void (*trellis_step)(int32_t k_in, int32_t k_out, TrellisStep&);
+    void (*trellis_targets)(const float* feedback, int64_t stride, const float* errors, int64_t rows, float* targets);
     int32_t bf16_activations;   // dense bf16 rounds activations to bf16
 };
 
