@@ -92,6 +92,11 @@ class Sequence(Lane):
         self.rank = (_FIRST, 0.0, self.arrival)
 
     @property
+    def masks_natively(self) -> bool:
+        """The native sampler sees what the constraint allows; else the logits have to say it."""
+        return self.sampler.is_native and self.sampler.records is None and not self.follows_rule
+
+    @property
     def follows_rule(self) -> bool:
         """The next draft is kept or replaced, instead of being compared with a draw."""
         return self.num_drafts > 0 and bool(self.guessed_from)

@@ -115,7 +115,7 @@ class Step:
                 _keep_only(logits[row], sequence.first_ids)
             if sequence.num_tokens in sequence.bans:
                 logits[row, sequence.bans[sequence.num_tokens]] = -torch.inf
-            if sequence.constraint is not None:
+            if sequence.constraint is not None and not sequence.masks_natively:
                 apply_mask(logits[row].numpy(), sequence.constraint.mask())
         if not any(sequence.follows_rule for sequence in sequences):
             return self._sample(sequences, logits)
@@ -128,7 +128,8 @@ class Step:
     def _sample(self, sequences: Many[Sequence], logits: torch.Tensor) -> list[int]:
         self._sampling.clear()
         for sequence in sequences:
-            self._sampling.add(sequence.sampler, sequence.buffer, sequence.num_tokens)
+            allowed = sequence.constraint.mask() if sequence.masks_natively and sequence.constraint else None
+            self._sampling.add(sequence.sampler, sequence.buffer, sequence.num_tokens, allowed)
         return sample_rows(logits, self._sampling)
 
 

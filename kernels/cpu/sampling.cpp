@@ -108,8 +108,13 @@ void penalize(float* logits, int32_t vocab, const SampleRow& row, Scratch& scrat
 void mask_out(float* logits, int32_t vocab, const uint32_t* mask) {
     for (int32_t begin = 0; begin < vocab; begin += 32) {
         const uint32_t word = mask[begin / 32];
+        const int32_t end = std::min(begin + 32, vocab);
         if (word == ~0u) continue;
-        for (int32_t id = begin; id < std::min(begin + 32, vocab); ++id)
+        if (word == 0) {  // nearly always with a grammar
+            std::fill(logits + begin, logits + end, -INFINITY);
+            continue;
+        }
+        for (int32_t id = begin; id < end; ++id)
             if (!(word >> (id - begin) & 1)) logits[id] = -INFINITY;
     }
 }

@@ -124,17 +124,13 @@ def test_with_feedback_samplers_and_guidance() -> None:
     assert not any(text.lower() in jobs[0].text.lower() for text in BANNED)
 
 
-def test_together_with_a_schema_a_prefix_and_stops() -> None:
+def test_together_with_a_schema_a_prefix_stops_and_healing() -> None:
     grammars = [Grammar.json_schema(SCHEMA), Grammar.prefix('{"name":"q')]
     banned = ["1", "zZ", "Red", "w"]
+    wishes: dict[str, Any] = {"grammars": grammars, "banned_strings": banned, "stop": ["never"], "token_healing": True}
     for drafter in (None, NgramDrafter()):
         generator, _ = make(ends=True, pages=128, drafter=drafter)
-        jobs = [
-            Job(
-                "p", 900, Sampling(temperature=1.0, seed=seed), grammars=grammars, banned_strings=banned, stop=["never"]
-            )
-            for seed in range(8)
-        ]
+        jobs = [Job("JSON:", 900, Sampling(temperature=1.0, seed=seed), **wishes) for seed in range(8)]
         finish(generator, jobs)
         for job in jobs:
             jsonschema.validate(json.loads(job.text), SCHEMA)

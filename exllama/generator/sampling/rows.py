@@ -40,8 +40,13 @@ class SamplingRows:
         for rows in (self.samplers, self.histories, self.biases, self.masks, self.tokens):
             rows.clear()
 
-    def add(self, sampler: JobSampler, tokens: NDArray[np.int32], length: int) -> None:
-        """One more row: the token after tokens[:length] is to be drawn. Rows of one job come in order of length."""
+    def add(
+        self, sampler: JobSampler, tokens: NDArray[np.int32], length: int, allowed: NDArray[np.uint32] | None = None
+    ) -> None:
+        """One more row: the token after tokens[:length] is to be drawn. Rows of one job come in order of length.
+
+        allowed: a mask beside the sampler's own, of a grammar; read before the next clear().
+        """
         row, sampling = self.count, sampler.sampling
         self.samplers.append(sampler)
         self.tokens.append(tokens[:length])
@@ -52,7 +57,7 @@ class SamplingRows:
         begin = max(0, length - window) if window else 0
         self.histories.append(tokens[begin:length] if sampling.has_penalties else _NOTHING)
         self.biases.append(self._bias(sampler, tokens[:length]))
-        self.masks.append(sampler.mask)
+        self.masks.append(_both(sampler.mask, allowed))
 
     def _bias(
         self, sampler: JobSampler, tokens: NDArray[np.int32]
@@ -71,3 +76,10 @@ class SamplingRows:
         settings["seed"][row] = sampler.seed
         if not sampler.is_native:
             settings["temperature"][row] = 0.0  # cheap, and replaced by what stack.py draws
+
+
+def _both(one: NDArray[np.uint32] | None, other: NDArray[np.uint32] | None) -> NDArray[np.uint32] | None:
+    """The tokens that two masks allow; None allows all."""
+    if one is None or other is None:
+        return one if other is None else other
+    return one & other
