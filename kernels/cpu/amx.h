@@ -176,7 +176,8 @@ template <int bits, Scheme scheme> void tile_multiply(const Weight& w, const uin
             tile_rows<bits, scheme>(block + w.scales_offset, panel, rows, first + done,
                                     scales + int64_t((first + done) / 16) * (rows.k / 32), y + 16 * done);
     }
-    if (done < count) block_multiply<bits, scheme>(w, block, rows, first + done, count - done, y + 16 * done);
+    float* rest = y + 16 * done;
+    if (done < count) block_multiply<bits, scheme, 1>(w, &block, rows, first + done, count - done, &rest);
 }
 
 // bf16, up to 16 rows at a time.

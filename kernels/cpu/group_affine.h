@@ -96,57 +96,62 @@ constexpr int prefetch_distance = 4096;
 // Where four columns lie in the codes of a record; their low parts are 16 bytes further.
 constexpr int code_offset(int column4) { return 32 * (column4 / 4) + 4 * (column4 % 4); }
 
-// M rows at once, codes unpacked once for all of them. Without `low` no row may have low parts; both kinds give the same
-// bits for a row that has none: 16 is a power of two.
-template <int bits, Scheme scheme, int M, bool low>
-void block_rows(const Weight& w, const uint8_t* block, const Rows& rows, int first, float* y) {
+// M rows times B blocks of one format at once: codes are unpacked once for all rows, and memory is read faster as two
+// streams than as one. Without `low` no row may have low parts; both kinds give the same bits for a row that has none: 16 is
+// a power of two.
+template <int bits, Scheme scheme, int M, bool low, int B>
+void block_rows(const Weight& w, const uint8_t* const* blocks, const Rows& rows, int first, float* const* y) {
     using S = Scales<scheme>;
     constexpr int chunks = S::size / 4;  // dot products of 4 columns per group
     constexpr int per_32 = 32 / S::size;
     const int k = rows.k;
-    const uint8_t* scales = block + w.scales_offset;
-    const uint8_t* next_scales = scales + w.block_bytes;
     const int64_t scale_stride = (w.block_bytes - w.scales_offset) / (k / 32);
     Record row[M];
-    f32v sum[M];
+    f32v sum[B][M];
     for (int m = 0; m < M; ++m) {
         row[m] = rows[first + m];
-        sum[m] = f_zero();
+        for (int b = 0; b < B; ++b) sum[b][m] = f_zero();
     }
-    for (int g32 = 0; g32 < k / 32; ++g32) {
-        const uint8_t* codes = block + int64_t(g32) * 64 * bits;
-        for (int line = 0; line < bits; ++line) __builtin_prefetch(codes + prefetch_distance + 64 * line);
-        // Scales are a second, short stream that starts anew in every block: too short for the processor to notice.
-        __builtin_prefetch(next_scales + g32 * scale_stride);
-        for (int part = 0; part < per_32; ++part) {
-            const int g = g32 * per_32 + part;
-            i32v high[M], rest[M];
-            for (int m = 0; m < M; ++m) {
-                const int32_t* sums = S::size == 32 ? row[m].sum(k) : row[m].sum16(k);
-                const i32v zero = S::has_offset ? i_zero() : i_set(-w.zero * (low ? sums[g] : sums[g] / 16));
-                high[m] = low ? i_zero() : zero;
-                rest[m] = zero;
-            }
-#pragma GCC unroll 8
-            for (int c = 0; c < chunks; ++c) {
-                const i32v u = unpack<bits>(codes, part * chunks + c);
+    for (int g32 = 0; g32 < k / 32; ++g32)
+        for (int part = 0; part < per_32; ++part)
+#pragma GCC unroll 2
+            for (int b = 0; b < B; ++b) {
+                const int g = g32 * per_32 + part;
+                const uint8_t* codes = blocks[b] + int64_t(g32) * 64 * bits;
+                const uint8_t* scales = blocks[b] + w.scales_offset;
+                if (part == 0) {
+                    for (int line = 0; line < bits; ++line) __builtin_prefetch(codes + prefetch_distance + 64 * line);
+                    // Scales are a second, short stream that starts anew in every block: too short for the processor to notice.
+                    __builtin_prefetch(scales + B * w.block_bytes + g32 * scale_stride);
+                }
+                i32v high[M], rest[M];
                 for (int m = 0; m < M; ++m) {
-                    const int8_t* a = row[m].codes() + 64 * g32 + code_offset(part * chunks + c);
-                    high[m] = dot4<bits>(high[m], u, a);
-                    if constexpr (low) rest[m] = dot4<bits>(rest[m], u, a + 16);
+                    const int32_t* sums = S::size == 32 ? row[m].sum(k) : row[m].sum16(k);
+                    const i32v zero = S::has_offset ? i_zero() : i_set(-w.zero * (low ? sums[g] : sums[g] >> 4));
+                    high[m] = low ? i_zero() : zero;
+                    rest[m] = zero;
+                }
+#pragma GCC unroll 8
+                for (int c = 0; c < chunks; ++c) {
+                    const i32v u = unpack<bits>(codes, part * chunks + c);
+                    for (int m = 0; m < M; ++m) {
+                        const int8_t* a = row[m].codes() + 64 * g32 + code_offset(part * chunks + c);
+                        high[m] = dot4<bits>(high[m], u, a);
+                        if constexpr (low) rest[m] = dot4<bits>(rest[m], u, a + 16);
+                    }
+                }
+                f32v s = f_zero(), o = f_zero();
+                S::load(scales, g, s, o);
+                if constexpr (!low) s = f_mul(s, f_set(16.0f));
+                for (int m = 0; m < M; ++m) {
+                    const float* scaled = S::size == 32 ? row[m].scaled_sum(k) : row[m].scaled_sum16(k);
+                    const i32v dot = low ? i_add(i_shl<4>(high[m]), rest[m]) : high[m];
+                    sum[b][m] =
+                        flush<scheme>(sum[b][m], dot, s, o, row[m].scale(k)[g32], S::has_offset ? scaled[g] : 0.0f);
                 }
             }
-            f32v s = f_zero(), o = f_zero();
-            S::load(scales, g, s, o);
-            if constexpr (!low) s = f_mul(s, f_set(16.0f));
-            for (int m = 0; m < M; ++m) {
-                const float* scaled = S::size == 32 ? row[m].scaled_sum(k) : row[m].scaled_sum16(k);
-                const i32v dot = low ? i_add(i_shl<4>(high[m]), rest[m]) : high[m];
-                sum[m] = flush<scheme>(sum[m], dot, s, o, row[m].scale(k)[g32], S::has_offset ? scaled[g] : 0.0f);
-            }
-        }
-    }
-    for (int m = 0; m < M; ++m) f_store(y + 16 * m, sum[m]);
+    for (int b = 0; b < B; ++b)
+        for (int m = 0; m < M; ++m) f_store(y[b] + 16 * m, sum[b][m]);
 }
 
 inline bool any_low(const Rows& rows, int first, int count) {
@@ -155,25 +160,36 @@ inline bool any_low(const Rows& rows, int first, int count) {
     return any != 0;
 }
 
-// All rows [first, first + count) of one block, y (count, 16).
-template <int bits, Scheme scheme>
-void block_multiply(const Weight& w, const uint8_t* block, const Rows& rows, int first, int count, float* y) {
-    int done = 0;
-    const auto rest = [&](auto size) {
-        constexpr int M = decltype(size)::value;
-        for (; count - done >= M; done += M)
-            if (any_low(rows, first + done, M))
-                block_rows<bits, scheme, M, true>(w, block, rows, first + done, y + 16 * done);
-            else
-                block_rows<bits, scheme, M, false>(w, block, rows, first + done, y + 16 * done);
-    };
-    rest(Constant<8>{});
-    rest(Constant<4>{});
-    rest(Constant<2>{});
-    rest(Constant<1>{});
-}
+constexpr int most_rows = EXL_LEVEL >= 2 ? 12 : 8;  // what the registers hold sums and dot products for
 
-using BlockKernel = void (*)(const Weight&, const uint8_t* block, const Rows&, int first, int count, float* y);
+// All rows [first, first + count) of B blocks of one format, y[b] (count, 16).
+template <int bits, Scheme scheme, int B> void block_multiply(const Weight& w, const uint8_t* const* blocks,
+                                                              const Rows& rows, int first, int count, float* const* y) {
+    int done = 0;
+    // M rows of `together` blocks.
+    const auto step = [&](auto size, auto low, auto together) {
+        constexpr int M = decltype(size)::value, T = decltype(together)::value;
+        for (int b = 0; b < B; b += T) {
+            float* out[T];
+            for (int i = 0; i < T; ++i) out[i] = y[b + i] + 16 * done;
+            block_rows<bits, scheme, M, low.value != 0, T>(w, blocks + b, rows, first + done, out);
+        }
+        done += M;
+    };
+    const auto next = [&](auto size, auto together) {
+        const bool low = any_low(rows, first + done, size.value);
+        low ? step(size, Constant<1>{}, together) : step(size, Constant<0>{}, together);
+    };
+    while (count - done >= 8) {
+        if (count - done >= most_rows && !any_low(rows, first + done, most_rows))
+            step(Constant<most_rows>{}, Constant<0>{}, Constant<1>{});
+        else
+            next(Constant<8>{}, Constant<1>{});
+    }
+    while (count - done >= 4) next(Constant<4>{}, Constant<B>{});
+    while (count - done >= 2) next(Constant<2>{}, Constant<B>{});
+    while (count - done >= 1) next(Constant<1>{}, Constant<B>{});
+}
 
 // Calls f(bits constant, scheme constant) for the combination of w; f must return the same type for all.
 template <typename F> auto dispatch_group_affine(const Weight& w, F f) {

@@ -101,7 +101,7 @@ inline void multiply(const Weight& w, int block_index, const Rows& rows, int fir
             tile_multiply<bits.value, scheme.value>(w, block, rows, first, count,
                                                     reinterpret_cast<const TileScales*>(scales), panel, worker, y);
 #else
-            block_multiply<bits.value, scheme.value>(w, block, rows, first, count, y);
+            block_multiply<bits.value, scheme.value, 1>(w, &block, rows, first, count, &y);
 #endif
         });
     } else if (w.dense_type == DenseType::f32) {
@@ -115,6 +115,10 @@ inline void multiply(const Weight& w, int block_index, const Rows& rows, int fir
         dense_multiply<DenseType::bf16>(w, block, rows, first, count, y);
 #endif
     }
+}
+
+inline bool same_format(const Weight& a, const Weight& b) {
+    return a.family == b.family && a.bits == b.bits && a.scheme == b.scheme;
 }
 
 // A view of what one worker uses while it runs a stage.
@@ -169,6 +173,14 @@ struct LinearStage {
                                             layout.rows_of(ActivationType::bf16, records), r0, r1 - r0, worker,
                                             result(0), result(1));
 #endif
+        if (a.family == Family::group_affine && same_format(a, b) && (!use_tiles || r1 - r0 < 16)) {
+            const uint8_t* const blocks[2] = {a.data + a.block_bytes * index_a, b.data + b.block_bytes * index_b};
+            float* const y[2] = {result(0), result(1)};
+            return dispatch_group_affine(a, [&](auto bits, auto scheme) {
+                block_multiply<bits.value, scheme.value, 2>(a, blocks, layout.rows_of(ActivationType::int8, records),
+                                                            r0, r1 - r0, y);
+            });
+        }
         block(a, index_a, r0, r1, result(0));
         block(b, index_b, r0, r1, result(1));
     }
@@ -189,6 +201,14 @@ struct LinearStage {
     }
 };
 
+// Where part i of `total` blocks begins: half of the blocks make one part for each worker, half of the rest the next parts,
+// and so on down to pairs. Parts are long, so that weights are read in one go, and all workers end at nearly the same time.
+inline int64_t part_start(int64_t i, int64_t total, int workers) {
+    const int64_t round = i / workers, left = round < 62 ? total >> round : 0;
+    const int64_t start = total - left + (left - left / 2) * (i % workers) / workers;
+    return left == 0 ? total : start & ~int64_t(1);
+}
+
 // Hands out (chunk of rows, projection, blocks) to the workers.
 inline void run_tasks(const LinearStage& stage) {
     const LinearArgs& args = stage.args;
@@ -196,11 +216,11 @@ inline void run_tasks(const LinearStage& stage) {
     int64_t total = 0;
     for (int p = 0; p < outputs; ++p) total += blocks_of(*args.projection[p].weight);
     const int rows = stage.layout.rows, chunk = stage.layout.chunk, chunks = (rows + chunk - 1) / chunk;
-    int64_t step = total / (8 * stage.worker.count());
-    step = step < 1 ? 1 : step > 16 ? 16 : step;
+    const int workers = stage.worker.count();
     stage.worker.begin_stage();
-    for (int64_t next; (next = stage.worker.next(step)) < total * chunks;) {
-        const int64_t end = next + step < total * chunks ? next + step : total * chunks;
+    for (int64_t part = stage.worker.next(), next; (next = part_start(part, total * chunks, workers)) < total * chunks;
+         part = stage.worker.next()) {
+        const int64_t end = part_start(part + 1, total * chunks, workers);
         for (int64_t i = next, count; i < end; i += count) {
             int64_t index = i % total;
             int p = 0;

@@ -7,13 +7,16 @@
 
 namespace EXL_ISA {
 
-// Reads all of it, a multiple of 256 bytes, and returns something that depends on it.
+// Reads all of it, a multiple of 512 bytes, as two streams, which is faster than one. Returns something that depends on it.
 int32_t read_all(const uint8_t* data, int64_t bytes) {
     i32v sum[4];
     for (int j = 0; j < 4; ++j) sum[j] = i_zero();
-    for (int64_t i = 0; i < bytes; i += 256)
+    for (int64_t i = 0; i < bytes / 2; i += 256)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) sum[j] = i_or(sum[j], i_load(data + i + 64 * j));
+        for (int j = 0; j < 4; ++j) {
+            const uint8_t* p = data + i + 64 * j;
+            sum[j] = i_or(sum[j], i_or(i_load(p), i_load(p + bytes / 2)));
+        }
     return i_sum(i_or(i_or(sum[0], sum[1]), i_or(sum[2], sum[3])));
 }
 
@@ -34,17 +37,17 @@ double int8_peak(Worker& worker) {
             tile_dot_su<0, 4, 6>(), tile_dot_su<1, 5, 7>(), tile_dot_su<2, 5, 6>(), tile_dot_su<3, 4, 7>();
         operations = 4.0 * 2 * 16 * 16 * 64 * rounds;
 #else
-        i32v sum[8];
-        for (int j = 0; j < 8; ++j) sum[j] = i_set(j);
+        i32v sum[16];
+        for (int j = 0; j < 16; ++j) sum[j] = i_set(j);
         const i32v codes = i8_set(3), activations = i8_set(-2);
         for (int i = 0; i < rounds; ++i) {
-#pragma GCC unroll 8
-            for (int j = 0; j < 8; ++j) sum[j] = dot_u7s8(sum[j], codes, activations);
+#pragma GCC unroll 16
+            for (int j = 0; j < 16; ++j) sum[j] = dot_u7s8(sum[j], codes, activations);
             asm volatile("" ::: "memory");
         }
         volatile int32_t sink = 0;
-        for (int j = 0; j < 8; ++j) sink = sink + i_sum(sum[j]);
-        operations = 8.0 * 2 * 64 * rounds;
+        for (int j = 0; j < 16; ++j) sink = sink + i_sum(sum[j]);
+        operations = 16.0 * 2 * 64 * rounds;
 #endif
         const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
         best = operations / seconds.count() > best ? operations / seconds.count() : best;
