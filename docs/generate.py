@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from exllama import settings
+from exllama.cli import plan, recommend
+from exllama.loader.placement import Wishes
 
 DOCS = Path(__file__).resolve().parent
 COMMANDS = ("chat", "bench", "eval", "devices")
@@ -80,7 +82,30 @@ def environment_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"cli.md": cli_page, "environment.md": environment_page}
+MACHINES = (
+    ("A laptop without a GPU", "cpu:14GiB", "8B", 4.0, "q8", 16384),
+    ("A PC with a GPU of 8 GB", "7.5GiB,cpu:28GiB", "14B", 4.0, "q8", 8192),
+    ("A workstation with 24 GB", "23.5GiB,cpu:60GiB", "32B", 4.0, "q8", 16384),
+    ("Two GPUs of different size", "23.5GiB,15.5GiB,cpu:60GiB", "70B", 4.0, "q4", 32768),
+    ("Eight GPUs of 80 GB", "8x79GiB,cpu:900GiB", "405B", 8.0, "fp16", 131072),
+)
+
+
+def placement_page() -> str:
+    """docs/placement.md with the plans for MACHINES."""
+    parts = [""]
+    for title, machine, size, bits, cache, context in MACHINES:
+        weights = recommend.parameters(size)
+        sizes = recommend.with_bits(recommend.sizes_of(weights, cache), weights, bits)
+        found = plan.plan(sizes, plan.parse_machine(machine), Wishes(cache_tokens=context))
+        what = f"{size} weights, `--machine {machine} --context {context} --cache {cache}`"
+        parts.append(f"### {title}\n\n{what}\n\n```\n{plan.describe(found)}\n```\n")
+    text = (DOCS / "placement.md").read_text(encoding="utf-8")
+    head, end = text.partition("<!-- plans -->")[0], text.partition("<!-- end -->")[2]
+    return f"{head}<!-- plans -->\n" + "\n".join(parts) + f"\n<!-- end -->{end}"
+
+
+PAGES = {"cli.md": cli_page, "environment.md": environment_page, "placement.md": placement_page}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -1,17 +1,13 @@
-"""CPU discovery on recorded trees, and the plan."""
+"""CPU discovery on recorded trees."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from exllama.devices import Device, discover
 from exllama.devices.cpu import cpu_quota, discover_cpu, memory, model_name, physical_cores
-from exllama.loader.placement import ModelSizes, plan_cpu
-from exllama.ops import PAGE_SIZE
 
 GIB = 1 << 30
 
@@ -101,41 +97,3 @@ def test_model_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("quota", "threads"), [(None, 8), (0.2, 1), (2.0, 2), (64.0, 8)])
 def test_threads_follow_the_quota(quota: float | None, threads: int) -> None:
     assert Device("cpu", "x", 0, 0, cores=8, logical_cores=16, quota=quota).threads == threads
-
-
-def device(free: int) -> Device:
-    return Device("cpu", "x", total=64 * GIB, free=free, cores=4, logical_cores=8)
-
-
-SIZES = ModelSizes(layers=33, weights=4 * GIB, page_bytes=32 << 20, workspace=200 << 20, max_context=8192)
-
-
-def test_a_plan_that_fits() -> None:
-    plan = plan_cpu(SIZES, device(16 * GIB), cache_tokens=1000).to_json()
-    assert plan["fits"] is True
-    assert plan["layers"] == {"total": 33, "on_gpu": 0}
-    share = plan["devices"][0]
-    assert share["cache"] == 4 * SIZES.page_bytes
-    assert share["total"] == share["weights"] + share["cache"] + share["workspace"] + share["overhead"]
-    assert set(share) == {"device", "weights", "cache", "workspace", "overhead", "total", "free", "capacity"}
-    assert plan["max_context"] == 8192
-    assert plan["advice"] == []
-
-
-def test_a_plan_that_does_not_fit_says_what_is_missing_and_what_helps() -> None:
-    plan = plan_cpu(SIZES, device(5 * GIB))
-    assert not plan.fits
-    missing = plan.shares[0].total - 5 * GIB
-    assert f"{missing:,} bytes are missing" in plan.advice[0]
-    assert any("--cache-tokens" in line for line in plan.advice)
-    assert plan_cpu(SIZES, device(5 * GIB), cache_tokens=plan.max_context).fits
-
-
-@given(free=st.integers(0, 64 * GIB), tokens=st.integers(1, 1 << 20))
-def test_plans_keep_their_word(free: int, tokens: int) -> None:
-    plan = plan_cpu(SIZES, device(free), tokens)
-    assert plan.fits == (plan.shares[0].total <= free)
-    assert plan.max_context % PAGE_SIZE == 0 or plan.max_context == SIZES.max_context
-    if plan.max_context:
-        assert plan_cpu(SIZES, device(free), plan.max_context).fits
-    assert plan_cpu(SIZES, device(free + GIB), tokens).max_context >= plan.max_context

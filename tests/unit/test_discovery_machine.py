@@ -144,7 +144,7 @@ def test_the_time_of_all_tools_is_limited(machine: Machine, monkeypatch: pytest.
 
 
 def test_a_tool_that_talks_without_end_costs_no_memory(machine: Machine) -> None:
-    machine.tool("chatter", f"exec {HEAD} -c 100000000 /dev/zero")
+    machine.tool("chatter", f"exec {HEAD} -c 20000000 /dev/zero")
     assert len(run_tool([str(machine.tools / "chatter")], 60)) == MAX_OUTPUT
 
 
