@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from exllama.errors import SourceError
+from exllama.errors import ExllamaError, SourceError
 from exllama.loader.checkpoint import Checkpoint
 from exllama.loader.default_model import fetch
 from exllama.loader.gguf_checkpoint import GgufCheckpoint
@@ -102,7 +102,9 @@ def _fetch_from_hub(source: str) -> Path:
     try:
         names = choose_hub_files(source, huggingface_hub.HfApi().list_repo_files(repo, revision=revision))
         return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=names))
-    except (OSError, ValueError, RuntimeError) as error:
+    except ExllamaError:
+        raise
+    except Exception as error:  # the HTTP library below has a tree of errors of its own, and changes with versions
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         advice = "Check the name, the network, and for gated models your access token"
         raise SourceError(f"{source} could not be fetched: {reason}. {advice}") from error

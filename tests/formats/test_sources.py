@@ -240,9 +240,14 @@ def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve("hf:org/name")
 
 
-def test_a_hub_that_can_not_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+class NetworkError(Exception):
+    """As HTTP libraries have them: no OSError."""
+
+
+@pytest.mark.parametrize("kind", [OSError, ValueError, NetworkError])
+def test_a_hub_that_can_not_be_reached(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **named: object) -> None:
-        raise OSError("no route")
+        raise kind("no route")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fail)
     with pytest.raises(SourceError, match=r"hf:org/name could not be fetched: no route"):
