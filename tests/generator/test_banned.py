@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +16,10 @@ from exllama.generator import Generator, Job, Sampling, Text
 from exllama.generator.answer import Answer
 from exllama.generator.constraints import Grammar
 from exllama.generator.drafting.ngram import NgramDrafter
-from exllama.generator.sampling import stack
-from exllama.generator.sampling.job_sampler import JobSampler
 from exllama.tokenizer.detokenizer import IncrementalDetokenizer
 from tests.generator.drafters import Foresight, always
-from tests.generator.fake_model import VOCAB, logits_of, make
+from tests.generator.fake_model import make
+from tests.generator.oracle import answer_without
 from tests.generator.test_constraints import SCHEMA
 from tests.generator.test_scheduler import finish, prompt_of
 
@@ -32,24 +30,6 @@ WARM = Sampling(temperature=0.9, top_k=60, seed=5)
 PROMPTS = [
     prompt_of(n, seed) for n, seed in ((5, 0), (250, 6), (250, 50), (250, 113), (500, 4))
 ]  # three cross a page at a banned string
-
-
-def answer_without(prompt: list[int], count: int, sampling: Sampling, banned: list[str]) -> str:
-    """What such a job must answer, made anew from the start of every banned string."""
-    tokens, bans = list(prompt), dict[int, set[int]]()
-    sampler = JobSampler(sampling, sampling.seed or 0, VOCAB)
-    while len(tokens) < len(prompt) + count:
-        logits = logits_of(tokens)
-        logits[list(bans.get(len(tokens), ()))] = -np.inf
-        tokens.append(stack.sample(logits, sampler, np.array(tokens, np.int32)))
-        text = bytes(tokens[len(prompt) :]).decode().lower()
-        begins = [len(prompt) + text.index(each.lower()) for each in banned if each.lower() in text]
-        if begins:
-            begin = min(begins)
-            bans = {position: those for position, those in bans.items() if position <= begin}
-            bans.setdefault(begin, set()).add(tokens[begin])
-            del tokens[begin:]
-    return bytes(tokens[len(prompt) :]).decode()
 
 
 @pytest.fixture(scope="module")

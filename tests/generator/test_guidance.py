@@ -11,30 +11,17 @@ from exllama.errors import UsageError
 from exllama.generator import Generator, Job, Sampling, Started
 from exllama.generator.constraints import Grammar
 from exllama.generator.lane import longest_answer
-from exllama.generator.sampling import stack
 from exllama.generator.sampling.job_sampler import JobSampler
 from exllama.generator.sequence import Sequence
 from tests.generator.drafters import Foresight, always, wrong_positions
 from tests.generator.fake_model import VOCAB, logits_of, make
-from tests.generator.oracle import answer_of
+from tests.generator.oracle import answer_of, guided_answer
 from tests.generator.test_scheduler import assert_right, finish, prompt_of
 
 __all__ = ["always"]
 NEW = 60
 PAIRS = [(300, 20), (5, 256), (1, 1), (255, 511), (40, 3), (512, 513), (17, 300), (2, 255)]
 WARM = Sampling(temperature=0.8, top_k=20, repetition_penalty=1.2, seed=11)
-
-
-def guided_answer(prompt: list[int], negative: list[int], scale: float, count: int, sampling: Sampling) -> list[int]:
-    """What such a job must answer, computed without generator, pages and batches."""
-    answer: list[int] = []
-    sampler = JobSampler(sampling, sampling.seed or 0, VOCAB)
-    while len(answer) < count:
-        own, other = logits_of(prompt + answer), logits_of(negative + answer)
-        with np.errstate(invalid="ignore"):
-            led = np.where(np.isneginf(own), own, other + np.float32(scale) * (own - other))
-        answer.append(stack.sample(led, sampler, np.array(prompt + answer, np.int32)))
-    return answer
 
 
 def prompts(index: int) -> tuple[list[int], list[int]]:

@@ -15,7 +15,9 @@ from exllama.generator import GREEDY, Event, Finished, Generator, Job, Prefill, 
 from exllama.generator.scheduler import MAX_SKIPS, share_budget
 from exllama.ops import PAGE_SIZE
 from tests.generator.fake_model import FakeRunner, make
-from tests.generator.oracle import answer_of
+from tests.generator.oracle import answer_of, answer_without, guided_answer
+
+PAIRS = [a + b for a in "abcdefghij" for b in "klmnopqrstuvwxyz!#%&"]
 
 
 def prompt_of(length: int, seed: int) -> list[int]:
@@ -274,6 +276,16 @@ def test_threads_may_do_anything_at_once() -> None:
     assert generator._pool.num_available == 12
 
 
+def expected_of(job: Job, count: int) -> list[int]:
+    """The first tokens of its answer."""
+    prompt = list(job.prompt)
+    if job.negative_prompt is not None:
+        return guided_answer(prompt, list(job.negative_prompt), job.cfg_scale, count, job.sampling)
+    if job.banned_strings:
+        return list(answer_without(prompt, count, job.sampling, list(job.banned_strings)).encode())
+    return answer_of(prompt, count, job.sampling)
+
+
 class Life(RuleBasedStateMachine):
     """Anything in any order, over few pages and few different tokens."""
 
@@ -291,11 +303,14 @@ class Life(RuleBasedStateMachine):
     @rule(
         start=st.sampled_from([0, 1]), length=st.sampled_from([1, 90, 255, 256, 257, 511, 700]), more=st.integers(3, 5),
         new=st.sampled_from([1, 3, 200, None]), temperature=st.sampled_from([0.0, 1.0]),
-        wishes=st.sampled_from([{}, {}, {"priority": 1}, {"priority": -1}, {"deadline": 0.02}, {"min_new_tokens": 1}]),
+        wishes=st.sampled_from([{}, {}, {"priority": 1}, {"priority": -1}, {"deadline": 0.02}, {"min_new_tokens": 1},
+                                {"banned_strings": PAIRS}, {"negative_prompt": [3] * 250, "cfg_scale": 1.5}]),
     )  # fmt: skip
     def enqueue(
         self, start: int, length: int, more: int, new: int | None, temperature: float, wishes: dict[str, Any]
     ) -> None:
+        if "negative_prompt" in wishes:
+            length = min(length, 511)  # so that pages suffice for both prompts
         self.submit(Job([*prompt_of(length, start), more], new, Sampling(temperature, seed=more), **wishes))
 
     def submit(self, job: Job) -> None:
@@ -341,7 +356,7 @@ class Life(RuleBasedStateMachine):
 
     def finished(self, event: Finished) -> None:
         tokens = self.streams[event.job]
-        assert tokens == answer_of(list(event.job.prompt), len(tokens), event.job.sampling)
+        assert tokens == expected_of(event.job, len(tokens))
         if event.reason not in ("cancelled", "deadline"):
             assert len(tokens) == event.new_tokens
 
