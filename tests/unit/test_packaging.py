@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-IMPORT_NAMES = {"huggingface_hub": "huggingface_hub", "llama-cpp-python": "llama_cpp"}
+IMPORT_NAMES = {"huggingface_hub": "huggingface_hub", "llama-cpp-python": "llama_cpp", "nvidia-ml-py": "pynvml"}
 
 
 def requirement_names(requirements: list[str]) -> set[str]:
@@ -61,7 +61,7 @@ def test_torch_is_no_build_requirement_and_not_forced_on_users() -> None:
 def test_every_import_is_declared_and_every_dependency_is_used() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     runtime = requirement_names(PROJECT["project"]["dependencies"])
-    optional = requirement_names(extras["torch"] + extras["hf"] + extras["iq"] + extras["grammar"])
+    optional = requirement_names(extras["torch"] + extras["hf"] + extras["iq"] + extras["grammar"] + extras["nvml"])
     used = third_party(("exllama", "conversion"))
     assert used <= runtime | optional
     assert runtime <= used, "declared but never imported"
