@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ def model_sizes(checkpoint: Checkpoint, cache: str = "fp16", rows: int = 2048, s
     reader = ConfigReader(checkpoint.path, checkpoint.config)
     architecture = architectures.find_architecture(reader)
     config = architecture.read_config(reader)
+    if config.tied_head and _has_other_head(checkpoint):
+        config = replace(config, tied_head=False)
     kinds = []
     for on_gpu in (False, True):
         modules = architecture.build(config, config.max_position)
@@ -42,6 +45,15 @@ def model_sizes(checkpoint: Checkpoint, cache: str = "fp16", rows: int = 2048, s
         kinds.append(_kind_sizes(modules, on_gpu, cache, rows, sequences))
     tied = not any(name.startswith("lm_head.") for name in modules[-1].tensor_names())
     return ModelSizes(kinds[0], kinds[1], tied, config.max_position)
+
+
+def _has_other_head(checkpoint: Checkpoint) -> bool:
+    """Whether a head is stored otherwise than the embedding that it is said to be. Equal forms count as one table."""
+    tensors = checkpoint.tensors
+    head, embedding = (tensors.get(f"{name}.weight") for name in ("lm_head", "model.embed_tokens"))
+    if head is None or embedding is None:
+        return find_composite(tensors, "lm_head") is not None
+    return (head.shape, head.type) != (embedding.shape, embedding.type)
 
 
 def _kind_sizes(modules: Sequence[Module], on_gpu: bool, cache: str, rows: int, sequences: int) -> KindSizes:
@@ -71,9 +83,9 @@ def _kind_sizes(modules: Sequence[Module], on_gpu: bool, cache: str, rows: int, 
 class _Sized:
     """A weight that is nothing but its size."""
 
-    def __init__(self, shape: tuple[int, int], nbytes: int) -> None:
+    def __init__(self, shape: tuple[int, int], nbytes: int, is_composite: bool) -> None:
         self.out_features, self.in_features = shape
-        self.nbytes = nbytes
+        self.nbytes, self.is_composite = nbytes, is_composite
 
     def dequantize(self) -> torch.Tensor:
         raise AssertionError("a plan never looks at values")
@@ -87,7 +99,8 @@ class _CountingSource:
 
     def weight(self, key: str, shape: tuple[int, int]) -> Any:
         size = weight_bytes(self._checkpoint, key, shape, self._on_gpu)
-        return _Sized(shape, _rounded(size) if self._on_gpu else size)
+        is_composite = find_composite(self._checkpoint.tensors, key) is not None
+        return _Sized(shape, _rounded(size) if self._on_gpu else size, is_composite)
 
     def vector(self, name: str, size: int) -> torch.Tensor:
         return torch.empty(_rounded(4 * size) // 4 if self._on_gpu else size, device="meta")
@@ -132,7 +145,7 @@ class _CountingPlan(Plan):
         self._on_gpu, self._sequences = on_gpu, sequences
         self._buffers: list[int] = []
         self._typed: dict[int, int] = {}
-        self._normed = self._rotated = self._shared = self._logits = 0
+        self._normed = self._rotated = self._turned = self._shared = self._logits = 0
         self.partials = self.split_page = 0
         self._ropes: set[int] = set()
 
@@ -142,7 +155,7 @@ class _CountingPlan(Plan):
         if not self._on_gpu:
             return sum(self._typed.values()) + self._shared + self._logits
         inputs = self.max_rows * (5 + _TABLE_PAGES) * 4
-        shared = self.max_rows * 2 * (self._normed + self._rotated)
+        shared = self.max_rows * 2 * (self._normed + self._rotated + self._turned)
         return sum(map(_rounded, self._typed.values())) + shared + inputs + self._logits
 
     def buffer(self, width: int) -> Buffer:
@@ -162,6 +175,11 @@ class _CountingPlan(Plan):
         self._normed = max(self._normed, _stride(x.width) if norm else 0)
         self._shared = max(self._shared, self.max_rows * x.width * 5 // 2)
 
+    def _turn(self, x: Buffer, projections: Sequence[Projection]) -> None:
+        """Trellises read their inputs rotated, each by signs of its own."""
+        count = sum(getattr(projection.weight, "is_composite", False) for projection in projections)
+        self._turned = max(self._turned, count * -(-x.width // 128) * 128)
+
     def embed(self, table: Any, out: Buffer, multiplier: float = 1.0) -> None:
         self._write(out, 4)
 
@@ -169,6 +187,7 @@ class _CountingPlan(Plan):
         self, x: Buffer, projections: Sequence[Projection], norm: Norm | None = None, precise: bool = False
     ) -> None:
         self._read(x, norm, [projection.out.width for projection in projections])
+        self._turn(x, projections)
         for projection in projections:
             self._write(projection.out, 4 if projection.add else 2)
 
@@ -176,6 +195,7 @@ class _CountingPlan(Plan):
         self, x: Buffer, gate: Projection, up: Projection, activation: Activation, norm: Norm | None = None
     ) -> None:
         self._read(x, norm, [2 * gate.out.width])
+        self._turn(x, [gate, up])
         self._write(gate.out, 2)
 
     def rope_and_store(

@@ -17,6 +17,7 @@ from exllama.engine.runner import Runner
 from exllama.loader.placement import KindSizes
 from exllama.loader.sizing import model_sizes
 from exllama.loader.sources import open_checkpoint
+from tests.models.exl3_toys import save_exl3
 from tests.models.toys import save, toy_config, toy_model
 
 ROWS, SEQUENCES, PAGES = 96, 4, 3
@@ -51,6 +52,16 @@ def test_on_the_cpu(folder: Path, cache: str) -> None:
     with Model.from_pretrained(folder) as model:
         assert near(sizes.embedding + sum(sizes.blocks) + sizes.head, model.nbytes)
         assert PAGES * sum(sizes.pages) == KVCache(model.cache_layers, PAGES, cache).nbytes
+
+
+def test_exl3_on_the_cpu(tmp_path: Path) -> None:
+    """Tied by its configuration, with a head of its own in the file."""
+    save_exl3(toy_model(toy_config("llama", hidden_size=256, intermediate_size=640)), tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"tie_word_embeddings": false', '"tie_word_embeddings": true'))
+    sizes = predicted(tmp_path, "cpu", "fp16")
+    with Model.from_pretrained(tmp_path) as model:
+        assert near(sizes.embedding + sum(sizes.blocks) + sizes.head, model.nbytes)
 
 
 @pytest.mark.parametrize("cache", ["fp16", "q8"])
