@@ -38,7 +38,11 @@ class KeysAndValues:
         """See LayerCache; there are no pages."""
         raise NotImplementedError
 
-    def page_parts(self, page: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+    def read_page(self, page: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """See LayerCache; there are no pages."""
+        raise NotImplementedError
+
+    def write_page(self, page: int, data: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
         """See LayerCache; there are no pages."""
         raise NotImplementedError
 

@@ -234,6 +234,14 @@ class Pages:
             part[dst] = part[src]
 
 
+def write_parts(parts: Sequence[np.ndarray], data: np.ndarray) -> None:
+    """Fills flat uint8 views one after the other; together they are as long as `data`."""
+    begin = 0
+    for part in parts:
+        part[:] = data[begin : begin + part.nbytes]
+        begin += part.nbytes
+
+
 class LayerCache:
     """The K and V pages of one layer. Bits 32 exist here alone: a cache without rounding, to compare models with."""
 
@@ -252,8 +260,15 @@ class LayerCache:
         self.k.copy_page(src, dst)
         self.v.copy_page(src, dst)
 
-    def page_parts(self, page: int) -> list[np.ndarray]:
-        """The bytes of a page as flat uint8 views that can be read and written."""
+    def read_page(self, page: int) -> np.ndarray:
+        """A copy of the bytes of a page, flat."""
+        return np.concatenate(self._parts(page))
+
+    def write_page(self, page: int, data: np.ndarray) -> None:
+        """Gives a page bytes that read_page returned."""
+        write_parts(self._parts(page), data)
+
+    def _parts(self, page: int) -> list[np.ndarray]:
         return [part[page].view(torch.uint8).flatten().numpy() for store in (self.k, self.v) for part in store.parts]
 
 

@@ -82,22 +82,21 @@ class KVCache:
 
     def read_page(self, page: int) -> Bytes:
         """A copy of what all layers hold in a page, (page_nbytes,) uint8. Means something to this cache kind alone."""
-        return np.concatenate([part for layer in self.layers for part in layer.page_parts(page)])
+        return np.concatenate([layer.read_page(page) for layer in self.layers])
 
     def write_page(self, page: int, data: Bytes) -> None:
         """Gives a page the bytes that read_page returned, here or in a cache of the same layers and kind."""
+        assert data.nbytes == self.page_nbytes, "the bytes of a page are of another cache"
         begin = 0
         for layer in self.layers:
-            for part in layer.page_parts(page):
-                part[:] = data[begin : begin + part.nbytes]
-                begin += part.nbytes
-        assert begin == data.nbytes, "the bytes of a page are of another cache"
+            end = begin + layer.nbytes // self.num_pages
+            layer.write_page(page, data[begin:end])
+            begin = end
 
     def poison_page(self, page: int) -> None:
         """Fills a page with NaN: every float and every scale that is read from it is one."""
         for layer in self.layers:
-            for part in layer.page_parts(page):
-                part.fill(0xFF)
+            layer.write_page(page, np.full(layer.nbytes // self.num_pages, 0xFF, np.uint8))
 
     @property
     def geometry(self) -> dict[str, Any]:

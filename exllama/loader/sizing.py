@@ -133,7 +133,10 @@ class _NoCache:
     def copy_page(self, source: int, target: int) -> None:
         raise AssertionError("a plan has no pages")
 
-    def page_parts(self, page: int) -> list[Any]:
+    def read_page(self, page: int) -> Any:
+        raise AssertionError("a plan has no pages")
+
+    def write_page(self, page: int, data: Any) -> None:
         raise AssertionError("a plan has no pages")
 
 

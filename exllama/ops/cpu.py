@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from exllama import reference
 from exllama.errors import DeviceError, UnsupportedModelError, UsageError
 from exllama.ops.native import cpu_level, default_threads, native, team
 from exllama.ops.native_plan import NativePlan
@@ -71,8 +72,11 @@ class CpuLayerCache:
     def copy_page(self, source: int, target: int) -> None:
         self.pages.copy_page(source, target)
 
-    def page_parts(self, page: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
-        return [part[page] for part in self.pages.memory()]
+    def read_page(self, page: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return np.concatenate([part[page] for part in self.pages.memory()])
+
+    def write_page(self, page: int, data: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        reference.write_parts([part[page] for part in self.pages.memory()], data)
 
 
 # Activations are int8 per 32 columns. A row that this rounds worse than usual (Gaussian rows: 2.2e-5, squared and

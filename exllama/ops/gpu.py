@@ -189,12 +189,14 @@ class GpuLayerCache:
         with _typed(self.device):
             self.pages.copy_page(source, target)
 
-    def page_parts(self, page: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
-        """Refused: these bytes are not in the memory of the host."""
-        raise DeviceError(
-            f"pages of a cache on {self.device} cannot be read or written from the host in this version: leave out "
-            "cache_spill, cache_host_bytes, EXLLAMA_DEBUG_PAGES, save_pages and load_pages"
-        )
+    def read_page(self, page: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        with _typed(self.device):
+            data: np.ndarray[Any, np.dtype[np.uint8]] = self.pages.read_page(page)
+        return data
+
+    def write_page(self, page: int, data: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        with _typed(self.device):
+            self.pages.write_page(page, np.ascontiguousarray(data))
 
 
 class GpuPlan(NativePlan):

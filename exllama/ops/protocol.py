@@ -95,8 +95,12 @@ class LayerCache(Protocol):
         """Copies keys and values of one page."""
         ...
 
-    def page_parts(self, page: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
-        """The bytes of a page as flat uint8 views that can be read and written; the same sizes for every page."""
+    def read_page(self, page: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """A copy of the bytes of a page, (nbytes / number of pages,) uint8."""
+        ...
+
+    def write_page(self, page: int, data: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        """Gives a page bytes that read_page returned."""
         ...
 
 

@@ -243,20 +243,26 @@ class DeviceCache {
         copy(keys_->data(), geometry_.key_page_bytes);
         copy(values_->data(), geometry_.value_page_bytes);
     }
-    // Bytes of the keys and of the values of a page.
-    py::tuple page_bytes(int64_t page) const {
+    // The bytes of a page: keys, then values.
+    Bytes read_page(int64_t page) const {
         check(page);
-        const auto read = [&](const uint8_t* base, int64_t bytes) {
-            std::string copy(size_t(bytes), '\0');
-            device_->copy(copy.data(), base + page * bytes, bytes);
-            return py::bytes(copy);
-        };
-        return py::make_tuple(read(keys_->data(), geometry_.key_page_bytes),
-                              read(values_->data(), geometry_.value_page_bytes));
+        Bytes data(geometry_.key_page_bytes + geometry_.value_page_bytes);
+        uint8_t* to = data.mutable_data();
+        device_->copy(to, keys_of(page), geometry_.key_page_bytes);
+        device_->copy(to + geometry_.key_page_bytes, values_of(page), geometry_.value_page_bytes);
+        return data;
+    }
+    void write_page(int64_t page, const Bytes& data) {
+        check(page);
+        require(data.nbytes() == geometry_.key_page_bytes + geometry_.value_page_bytes, "a page has another size");
+        device_->copy(keys_of(page), data.data(), geometry_.key_page_bytes);
+        device_->copy(values_of(page), data.data() + geometry_.key_page_bytes, geometry_.value_page_bytes);
     }
 
  private:
     void check(int64_t page) const { require(page >= 0 && page < pages_, "page out of range"); }
+    uint8_t* keys_of(int64_t page) const { return keys_->data() + page * geometry_.key_page_bytes; }
+    uint8_t* values_of(int64_t page) const { return values_->data() + page * geometry_.value_page_bytes; }
     SharedDevice device_;
     int64_t pages_;
     exl_kv_cache cache_;
@@ -409,7 +415,8 @@ void bind(py::module_& m) {
         .def(py::init<SharedDevice, int64_t, int32_t, int32_t, int32_t, int32_t>())
         .def_property_readonly("nbytes", &DeviceCache::nbytes)
         .def("copy_page", &DeviceCache::copy_page)
-        .def("page_bytes", &DeviceCache::page_bytes);
+        .def("read_page", &DeviceCache::read_page)
+        .def("write_page", &DeviceCache::write_page);
     py::class_<DevicePlan>(m, "GpuPlan")
         .def(py::init<SharedDevice, int32_t>())
         .def("buffer", &DevicePlan::buffer)

@@ -94,7 +94,8 @@ def test_keys_below_four_bits_warn(kind: str, warned: bool, caplog: pytest.LogCa
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["fp16", "q8", "4,3"])
-def test_a_copied_page_serves_as_well(kind: str, device: str, llama: dict[str, Model]) -> None:
+@pytest.mark.parametrize("by", ["copy", "bytes"])
+def test_a_copied_page_serves_as_well(by: str, kind: str, device: str, llama: dict[str, Model]) -> None:
     model, ids = llama[device], random_ids(40).numpy().astype(np.int32)
     cache = KVCache(model.cache_layers, 2, kind)
     runner = Runner(model, cache, 40, 1)
@@ -107,7 +108,15 @@ def test_a_copied_page_serves_as_well(kind: str, device: str, llama: dict[str, M
         return runner.forward(Batch(ids[part], rows[part], np.zeros(end - begin, np.int32), table, last)).numpy().copy()
 
     forward(0, 39, 0)
-    cache.copy_page(0, 1)
+    if by == "copy":
+        cache.copy_page(0, 1)
+    else:
+        data = cache.read_page(0)
+        assert data.nbytes == cache.page_nbytes
+        cache.write_page(1, data)
+        cache.poison_page(0)
+        assert (cache.read_page(0) == 0xFF).all()
+        assert np.array_equal(cache.read_page(1), data)
     from_copy = forward(39, 40, 1)
     forward(0, 20, 0)
     assert np.array_equal(from_copy, forward(39, 40, 1))
