@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
+from exllama.engine.sizes import linears
 from exllama.errors import ConversionError
-from exllama.layers.embedding import Embedding
-from exllama.layers.linear import Linear as LinearLayer
 from exllama.loader.progress import Progress
 
 from .atomic import sync_folder, write_json, write_whole
@@ -73,13 +72,8 @@ def convert(
 
 def linear_shapes(model: SourceModel) -> dict[str, tuple[int, int]]:
     """(out_features, in_features) of every linear, in the order of the model."""
-    found = {}
-    for module in model.modules():
-        parts = [] if isinstance(module, Embedding) else list(vars(module).values())
-        for part in parts:
-            if isinstance(part, LinearLayer):
-                found[part.key] = (part.out_features, part.in_features)
-    return found
+    found = linears(model.modules())
+    return {key: (part.out_features, part.in_features) for key, part in found.items()}
 
 
 class _Run:
@@ -139,13 +133,13 @@ class _Run:
 def _finish(run: _Run, source: str | Path, rates: dict[str, float]) -> None:
     job, settings = run.job, run.settings
     with run.stage("quantize"):
-        linears = quantize_model(run.model, run.quantizer, rates, run.ids, job, settings.seed, run.progress)
+        made = quantize_model(run.model, run.quantizer, rates, run.ids, job, settings.seed, run.progress)
     with run.stage("compile"):
-        compile_model(run.model, run.quantizer, linears, HEAD, job, progress=run.progress)
+        compile_model(run.model, run.quantizer, made, HEAD, job, progress=run.progress)
     with run.stage("verify"):
         verification = verify(source, job.folder, settings.verified_tokens, run.progress)
     nbytes = sum(path.stat().st_size for path in job.folder.glob("*.safetensors"))
-    report = make_report(settings, linears, HEAD, nbytes, verification, job.read("costs.json"))
+    report = make_report(settings, made, HEAD, nbytes, verification, job.read("costs.json"))
     write_json(job.folder / _REPORT, report)
     write_whole(job.folder / "report.html", html_report(report).encode())
     sync_folder(job.folder)

@@ -22,5 +22,9 @@ def make_quantizer(name: str, codebook: str | None = None) -> Quantizer:
         raise ConversionError(f"--codebook belongs to EXL3, and {name} has none")
     module, kind = _QUANTIZERS[name]
     options: dict[str, Any] = {} if codebook is None else {"codebook": codebook}
-    made: Quantizer = getattr(import_module(f".{module}", __package__), kind)(**options)
+    try:
+        found = import_module(f".{module}", __package__)
+    except ModuleNotFoundError as error:
+        raise ConversionError(f"this version cannot write {name}") from error
+    made: Quantizer = getattr(found, kind)(**options)
     return made

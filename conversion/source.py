@@ -57,7 +57,7 @@ class SourceModel:
         requantize: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        self.device = torch.device(device)
+        self.device = _device(device)
         self.checkpoint = open_checkpoint(source, progress)
         try:
             self._refuse_quantized(requantize)
@@ -115,6 +115,16 @@ class SourceModel:
         if coarse and method not in _QUANTIZED:
             advice = "its rounding errors are kept, and the conversion's are added"
             _log.warning("%s holds weights as %s: %s", self.checkpoint.path, ", ".join(coarse), advice)
+
+
+def _device(name: str) -> torch.device:
+    """The device, after a try: torch finds out late what it cannot use."""
+    try:
+        torch.zeros(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(f"torch cannot compute on {name!r}: {reason[:200]}. Use --device cpu") from error
 
 
 class _Tensors:

@@ -14,16 +14,20 @@ from exllama.cli import plan, recommend
 from exllama.loader.placement import Wishes
 
 DOCS = Path(__file__).resolve().parent
-COMMANDS = ("chat", "bench", "eval", "devices")
+COMMANDS = ("chat", "convert", "bench", "eval", "devices")
 NOTICE = "<!-- Written by docs/generate.py (make docs). -->"
 
 
-def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser of `python -m exllama.COMMAND`."""
-    name = f"exllama.{command}.__main__" if command == "devices" else f"exllama.{command}"
-    made = importlib.import_module(name).parser()
-    assert isinstance(made, argparse.ArgumentParser)
+def parsers_of(command: str) -> list[argparse.ArgumentParser]:
+    """The parsers of `python -m exllama.COMMAND`, the usual one first."""
+    module = importlib.import_module(f"exllama.{command}.__main__" if command == "devices" else f"exllama.{command}")
+    made: list[argparse.ArgumentParser] = module.parsers() if hasattr(module, "parsers") else [module.parser()]
     return made
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The usual parser of `python -m exllama.COMMAND`."""
+    return parsers_of(command)[0]
 
 
 def cli_page() -> str:
@@ -32,7 +36,8 @@ def cli_page() -> str:
     lines += ["Results go to stdout, messages and progress to stderr. Exit codes: 0 done, 1 failed (one sentence says"]
     lines += ["why), 2 wrong flags, 130 stopped by Ctrl+C.", ""]
     for command in COMMANDS:
-        lines += parser_section(parser_of(command))
+        for made in parsers_of(command):
+            lines += parser_section(made)
     return "\n".join(lines).rstrip() + "\n"
 
 

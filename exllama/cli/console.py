@@ -69,6 +69,14 @@ def write_json(lines: Iterable[dict[str, Any]], target: str) -> None:
         raise SourceError(f"cannot write {target}: {error.strerror}") from error
 
 
+def write_text(text: str, target: str) -> None:
+    """A whole file. Raises SourceError when it cannot be written."""
+    try:
+        Path(target).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SourceError(f"cannot write {target}: {error.strerror}") from error
+
+
 def run_command_line(command: Callable[[], int]) -> int:
     """Runs the body of an entry point; every expected failure becomes one sentence and an exit code."""
     open_closed_streams()
