@@ -79,8 +79,12 @@ def rotate_columns(matrix: Doubles) -> Doubles:
 
 def dequantize(trellis: NDArray[np.int16], suh: Doubles, svh: Doubles, codebook: Codebook) -> Doubles:
     """The matrix as torch has it, (N, K): tiles of (K/16, N/16, 8 * rate2), scales suh (K,) and svh (N,)."""
-    columns = rotate_columns(decode_tiles(trellis, codebook).astype(np.float64))
-    return rotate_columns(np.ascontiguousarray((columns * svh).T)) * suh
+    return unrotate(decode_tiles(trellis, codebook).astype(np.float64), suh, svh)
+
+
+def unrotate(values: Doubles, suh: Doubles, svh: Doubles) -> Doubles:
+    """Decoded tiles (K, N) to the matrix as torch has it, (N, K)."""
+    return rotate_columns(np.ascontiguousarray((rotate_columns(values) * svh).T)) * suh
 
 
 def signs(words: NDArray[np.int16]) -> Doubles:
