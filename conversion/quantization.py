@@ -100,6 +100,7 @@ class _OneFile:
 
     def __init__(self, file: SafetensorsFile) -> None:
         self.path, self.tensors = file.path, file.tensors
+        self.config: dict[str, Any] = {}
 
 
 def _forward(module: Module, ids: torch.Tensor, hidden: torch.Tensor | None, out: torch.Tensor) -> None:

@@ -18,6 +18,7 @@ import torch
 from exllama import ops
 from exllama.errors import FormatError
 from exllama.formats.composite import Composite, Expand
+from exllama.formats.expansion import expand_rows
 from exllama.formats.stored import StoredTensor, TensorStore
 from exllama.formats.trellis import BLOCK, MARKERS, RATES2, TILE, Codebook, Doubles, dequantize, signs
 from exllama.ops import Weight
@@ -69,18 +70,13 @@ def load(store: TensorStore, key: str, shape: tuple[int, int], device: str, expa
     """See Composite. The device "reference" multiplies by what the plain decoder says."""
     linear = read_linear(store, key, shape)
     if expand or device == "reference":
-        return _expanded(linear, shape, device)
+        values = linear.dequantize()[:, : shape[1]].numpy()
+        return expand_rows(shape, device, lambda start, stop: values[start:stop], "float32")
     packer = ops.pack_trellis(shape, linear.rate2 / 2, linear.codebook, (linear.suh, linear.svh), device)
     down, across, words = linear.trellis.shape
     step = max(1, _STAGING // (2 * across * words))
     for start in range(0, down, step):
         packer.add_tiles(start, linear.tiles(start, min(start + step, down)))
-    return packer.finish()
-
-
-def _expanded(linear: Linear, shape: tuple[int, int], device: str) -> Weight:
-    packer = ops.pack_dense("float32", shape, device)
-    packer.add_rows(0, linear.dequantize()[: shape[0], : shape[1]].contiguous().view(torch.uint8).numpy())
     return packer.finish()
 
 

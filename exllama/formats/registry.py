@@ -11,7 +11,7 @@ from exllama.formats.format import Format
 from exllama.formats.stored import StoredTensor
 
 # Values of quant_method in config.json that are known; what a matrix is follows from its tensors alone.
-QUANT_METHODS = ("fp8", "compressed-tensors", "exl3")
+QUANT_METHODS = ("fp8", "compressed-tensors", "exl3", "exl2", "gptq", "awq")
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "dense": ("F32", "F16", "BF16"),
@@ -25,8 +25,8 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 TYPES = tuple(_MODULE_OF)
 
-# Formats of several tensors for each matrix: the tensor that tells, and the module.
-_COMPOSITES = {"trellis": "exl3"}
+# Formats of several tensors for each matrix: the tensor that tells, and the modules; the first that accepts it reads.
+_COMPOSITES = {"trellis": ("exl3",), "q_weight": ("exl2",), "qweight": ("awq", "gptq")}
 
 
 def find_format(name: str) -> Format:
@@ -40,10 +40,11 @@ def find_format(name: str) -> Format:
 
 def find_composite(tensors: Mapping[str, StoredTensor], key: str) -> Composite | None:
     """The format whose tensors the matrix `key` consists of; None for a single tensor `key.weight`."""
-    for marker, module in _COMPOSITES.items():
-        if f"{key}.{marker}" in tensors:
+    for marker, modules in _COMPOSITES.items():
+        for module in modules if f"{key}.{marker}" in tensors else ():
             composite: Composite = import_module(f"exllama.formats.{module}").COMPOSITE
-            return composite
+            if composite.accepts(tensors, key):
+                return composite
     return None
 
 

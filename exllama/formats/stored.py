@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,11 @@ class TensorStore(Protocol):
 
     @property
     def path(self) -> Path: ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The content of config.json, or the same thing from other metadata."""
+        ...
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]: ...

@@ -20,6 +20,10 @@ MAX_INDEX = 12 << 20
 MAX_SHARDS = 1024
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
+# Where older files keep what is quantization_config elsewhere.
+_QUANTIZER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+
+_EXL2_PART = re.compile(r"output-(\d{5})-of-(\d{5})\.safetensors")
 _SHARD = re.compile(r"[A-Za-z0-9._-]{1,200}\.safetensors")
 
 
@@ -30,11 +34,15 @@ class SafetensorsCheckpoint(Checkpoint):
         self.path = folder
         self._files: list[SafetensorsFile] = []
         self.config = read_object(_existing(folder, "config.json"))
+        _find_quantization(folder, self.config)
         _check_quantization(folder, self.config)
+        exl2 = _exl2_shards(folder, self.config)
         try:
-            for path in _shards(folder):
+            for path in exl2 or _shards(folder):
                 self._files.append(SafetensorsFile(path))
             self.tensors: dict[str, StoredTensor] = self._join()
+            if not exl2:
+                _check_index(folder, self.tensors)
         except BaseException:
             self.close()
             raise
@@ -55,7 +63,6 @@ class SafetensorsCheckpoint(Checkpoint):
                     found = f"a tensor of {joined[name].file.name} as well"
                     raise FormatError(file.path, name, found, "every name once")
                 joined[name] = tensor
-        _check_index(self.path, joined)
         return joined
 
 
@@ -92,6 +99,20 @@ def _shards(folder: Path) -> list[Path]:
     raise SourceError(f"{folder}: found these safetensors files: {listed}; expected {expected}")
 
 
+def _exl2_shards(folder: Path, config: dict[str, Any]) -> list[Path]:
+    """The parts of an EXL2 model whose index is that of the model it was made from, as its writer often leaves it."""
+    section = config.get("quantization_config")
+    if not isinstance(section, dict) or section.get("quant_method") != "exl2":
+        return []
+    if (folder / "output.safetensors").is_file():
+        return [folder / "output.safetensors"]
+    parts = [_EXL2_PART.fullmatch(path.name) for path in folder.glob("output-*.safetensors")]
+    total = max((int(part[2]) for part in parts if part), default=0)
+    if total > MAX_SHARDS:
+        raise FormatError(folder, "output files", f"{total} parts", f"at most {MAX_SHARDS}")
+    return [_existing(folder, f"output-{number:05}-of-{total:05}.safetensors") for number in range(1, total + 1)]
+
+
 def _weight_map(folder: Path) -> dict[str, str]:
     found: Any = read_object(folder / INDEX, MAX_INDEX).get("weight_map")
     if not isinstance(found, dict) or not found:
@@ -108,6 +129,12 @@ def _check_index(folder: Path, tensors: dict[str, StoredTensor]) -> None:
     for name, file in _weight_map(folder).items():
         if name not in tensors or tensors[name].file.name != file:
             raise FormatError(folder / file, name, "no such tensor", "one, as the index says")
+
+
+def _find_quantization(folder: Path, config: dict[str, Any]) -> None:
+    for name, method in _QUANTIZER_FILES.items():
+        if "quantization_config" not in config and (folder / name).is_file():
+            config["quantization_config"] = {"quant_method": method} | read_object(folder / name)
 
 
 def _check_quantization(folder: Path, config: dict[str, Any]) -> None:

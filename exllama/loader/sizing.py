@@ -110,6 +110,8 @@ def weight_bytes(checkpoint: Checkpoint, key: str, shape: tuple[int, int], on_gp
     """Bytes of a matrix once packed: rows in tiles of 16, columns padded as kernels read them."""
     tensors, (rows, columns) = checkpoint.tensors, shape
     composite = find_composite(tensors, key)
+    if composite is not None and composite.expanded:
+        return 4 * shape[0] * shape[1]
     if composite is not None:
         return sum(tensors[name].nbytes for name in composite.names(key) if name in tensors)
     tile_rows = -(-rows // 16) * 16

@@ -167,7 +167,7 @@ def test_broken_configurations(tmp_path: Path, content: bytes) -> None:
         SafetensorsCheckpoint(tmp_path)
 
 
-@pytest.mark.parametrize("section", [{"quant_method": "gptq"}, {"quant_method": "bitsandbytes"}, "exl2",
+@pytest.mark.parametrize("section", [{"quant_method": "hqq"}, {"quant_method": "bitsandbytes"}, "eetq",
                                      {"quant_method": "compressed-tensors", "format": "pack-quantized"}])  # fmt: skip
 def test_quantized_checkpoints_of_other_kinds_are_refused_by_name(tmp_path: Path, section: object) -> None:
     model = folder(tmp_path / "model", {"a": torch.zeros(1)}, {"quantization_config": section})
