@@ -67,7 +67,7 @@ def build(check: Check) -> Lines:
 
 
 def tests(check: Check) -> Lines:
-    """The tests of GPU devices on this one, and tests/kernels, which run on the emulator wherever they are."""
+    """The tests of GPU devices and of kernels, on this device; what tests the emulator itself is left out."""
     folders = ["tests/ops/test_gpu.py"] if check.backend == "emu" else ["tests/kernels", "tests/ops/test_gpu.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *folders]
     environment = child_environment(EXL_TEST_BACKEND=check.backend, PYTHONPATH=str(ROOT))

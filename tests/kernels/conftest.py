@@ -7,15 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels.library import ORDERS, SANITIZE, Library, emulated, emulated_kernels
+from tests.kernels.library import BACKEND, ORDERS, SANITIZE, Library, kernels_library, sources_library
+
+WAVES = [32, 64] if BACKEND == "emu" else [32]
+# Tests of the emulator and of builds, which a GPU has no part in.
+NOT_ON_A_GPU = (
+    "test_attention_faults", "test_build", "test_compile", "test_defects", "test_gemm_faults", "test_inner_loops",
+    "test_runtime", "test_sanitizers",
+)  # fmt: skip
 
 
-@pytest.fixture(scope="session", params=[32, 64], ids=["wave32", "wave64"])
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    return True if BACKEND != "emu" and collection_path.stem in NOT_ON_A_GPU else None
+
+
+@pytest.fixture(scope="session", params=WAVES, ids=[f"wave{size}" for size in WAVES])
 def warp_size(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-@pytest.fixture(params=["random"] if SANITIZE else list(ORDERS))
+@pytest.fixture(params=["random"] if SANITIZE or BACKEND != "emu" else list(ORDERS))
 def order(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -23,13 +34,13 @@ def order(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def load(warp_size: int, order: str) -> Iterator[Callable[..., Library]]:
     """load("scale") gives the library of tests/kernels/sources/scale.cu, set to the order of threads under test."""
-    yield from _libraries(emulated, warp_size, order)
+    yield from _libraries(sources_library, warp_size, order)
 
 
 @pytest.fixture
 def kernels(warp_size: int, order: str) -> Iterator[Callable[..., Library]]:
     """kernels("rope/rope") gives the library of kernels/rope/rope.cu, and of more files if more are named."""
-    yield from _libraries(emulated_kernels, warp_size, order)
+    yield from _libraries(kernels_library, warp_size, order)
 
 
 def _libraries(build: Callable[..., Path], warp_size: int, order: str) -> Iterator[Callable[..., Library]]:
@@ -50,6 +61,6 @@ def _libraries(build: Callable[..., Path], warp_size: int, order: str) -> Iterat
 @pytest.fixture
 def library() -> Iterator[Library]:
     """The project's kernels, for what no order of threads can change: refused arguments, work on the host."""
-    library = Library(emulated())
+    library = Library(sources_library())
     yield library
     library.free()

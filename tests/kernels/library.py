@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from exllama_ext.emulator_build import EmulatorBuild, build_emulator
+from exllama_ext.gpu_build import GpuBuild, build_gpu, cuda_archs_here
 from exllama_ext.tools import ROOT
 
 SOURCES = Path(__file__).parent / "sources"
 CACHE = ROOT / "build"
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
+# "emu", or in make gpu-check "cuda": where kernels are tested. What tests the emulator itself stays there.
+BACKEND = os.environ.get("EXL_TEST_BACKEND", "emu")
 # The sanitizer that this process runs under, set by tests/kernels/test_sanitizers.py for the process that it starts.
 SANITIZE = os.environ.get("EXL_TEST_SANITIZE", "")
 
@@ -83,6 +87,10 @@ class Library:
         self.stream = ctypes.c_void_p()
         self.arrays: list[DeviceArray] = []
 
+    @property
+    def is_emulator(self) -> bool:
+        return bool(self.handle.exl_backend() == b"emu")
+
     def status(self, name: str, *arguments: Any) -> int:
         """Calls an exported function; int becomes int32, float float32, an array its pointer, None a null pointer."""
         return int(getattr(self.handle, name)(*map(native, arguments)))
@@ -99,13 +107,16 @@ class Library:
         self.check("exl_stream_synchronize", self.stream)
 
     def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> DeviceArray:
-        """Device memory with arbitrary content: NaN on the emulator."""
+        """Device memory full of NaN."""
         sizes = (shape,) if isinstance(shape, int) else tuple(shape)
         array = DeviceArray(0, sizes, np.dtype(dtype))
         pointer = ctypes.c_void_p()
         self.check("exl_memory_allocate", 0, ctypes.c_int64(array.nbytes), ctypes.byref(pointer))
         array.pointer = pointer.value or 0
         self.arrays.append(array)
+        if not self.is_emulator:
+            count = ctypes.c_int64(array.nbytes)
+            self.check("exl_memory_set", pointer, 0xFF, count, self.stream)
         return array
 
     def put(self, values: np.ndarray[Any, Any]) -> DeviceArray:
@@ -132,7 +143,9 @@ class Library:
         self.arrays.clear()
 
     def configure(self, order: str = "forward", seed: int = 0, workers: int = 0, deferred: bool = False) -> None:
-        """Sets how the emulator runs what comes."""
+        """Sets how the emulator runs what comes; a GPU has its own ways."""
+        if not self.is_emulator:
+            return
         options = Options(ORDERS[order], seed, workers, int(deferred))
         self.check("exl_emulator_configure", ctypes.byref(options))
 
@@ -162,8 +175,23 @@ def emulated(*sources: str, warp_size: int = 32, defines: Sequence[str] = (), sa
     return build_emulator(CACHE, EmulatorBuild(name, paths, warp_size, sanitize, tuple(defines)))
 
 
-def emulated_kernels(*sources: str, warp_size: int = 32, sanitize: str = SANITIZE) -> Path:
+def built(paths: Sequence[Path], name: str, warp_size: int, sanitize: str) -> Path:
+    """The library of these sources for the backend under test."""
+    if BACKEND == "emu":
+        return build_emulator(CACHE, EmulatorBuild(name, paths, warp_size, sanitize))
+    archs = cuda_archs_here() if BACKEND == "cuda" else []
+    if BACKEND == "cuda" and not archs:
+        pytest.exit("EXL_TEST_BACKEND=cuda: nvidia-smi names no GPU on this machine", returncode=2)
+    return build_gpu(CACHE, GpuBuild(BACKEND, archs, paths, name if paths else ""))
+
+
+def sources_library(*sources: str, warp_size: int = 32, sanitize: str = SANITIZE) -> Path:
+    """As `emulated`, for the backend under test."""
+    paths = [SOURCES / f"{source}.cu" for source in sources]
+    return built(paths, f"test_{'_'.join(sources)}" if sources else "exllama_emu", warp_size, sanitize)
+
+
+def kernels_library(*sources: str, warp_size: int = 32, sanitize: str = SANITIZE) -> Path:
     """The library of some of the project's kernels, named as "folder/file" of kernels/ without .cu."""
     paths = [ROOT / "kernels" / f"{source}.cu" for source in sources]
-    name = "kernels_" + "_".join(path.stem for path in paths)
-    return build_emulator(CACHE, EmulatorBuild(name, paths, warp_size, sanitize))
+    return built(paths, "kernels_" + "_".join(path.stem for path in paths), warp_size, sanitize)
