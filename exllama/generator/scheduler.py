@@ -117,17 +117,13 @@ class Scheduler:
             self._expire(time.perf_counter())
         if self._waiting and self._running:
             self._give_way(self._waiting[0])
-        drawing = self._find_drawing()
-        if self._speculation and drawing:
-            rows = sum(len(sequence.lanes) for sequence in drawing)
-            self._speculation.propose(drawing, (self._max_rows - rows) // 2)
-        for sequence in drawing:
-            for lane in sequence.lanes:
-                self._step.add(sequence, lane, 1)
+        drawing = self._add_drawing()
         if self._waiting and self._free_slots:
             self._admit()
         if len(drawing) < len(self._running):
             self._add_prompts()
+        if self._step.rows == 0:
+            self._add_drawing()  # two lanes that were admitted just now, with nothing left to read
         self._begun = time.perf_counter()
         return self._step if self._step.rows else None
 
@@ -190,6 +186,17 @@ class Scheduler:
         if slots >= len(sequence.lanes) and self._needed_pages(sequence) <= self._pool.num_available + theirs:
             while lower and not self._fits(sequence, self._reserved):
                 self._preempt(lower.pop())
+
+    def _add_drawing(self) -> list[Sequence]:
+        """Rows for the sequences that are about to draw, and for their drafts."""
+        drawing = self._find_drawing()
+        if self._speculation and drawing:
+            rows = sum(len(sequence.lanes) for sequence in drawing)
+            self._speculation.propose(drawing, (self._max_rows - rows) // 2)
+        for sequence in drawing:
+            for lane in sequence.lanes:
+                self._step.add(sequence, lane, 1)
+        return drawing
 
     def _find_drawing(self) -> list[Sequence]:
         """The running sequences that lack nothing but their last token, and have room for it."""
