@@ -160,7 +160,10 @@ inline bool any_low(const Rows& rows, int first, int count) {
     return any != 0;
 }
 
-constexpr int most_rows = EXL_LEVEL >= 2 ? 12 : 8;  // what the registers hold sums and dot products for
+// Rows at once: what the registers hold sums and dot products for. The generic level has none to speak of, and there each
+// further size only takes the compiler long.
+constexpr int most_rows = EXL_LEVEL >= 2 ? 12 : EXL_LEVEL == 1 ? 8 : 2;
+constexpr int most_blocks = EXL_LEVEL >= 1 ? 2 : 1;
 
 // All rows [first, first + count) of B blocks of one format, y[b] (count, 16).
 template <int bits, Scheme scheme, int B> void block_multiply(const Weight& w, const uint8_t* const* blocks,
@@ -180,15 +183,18 @@ template <int bits, Scheme scheme, int B> void block_multiply(const Weight& w, c
         const bool low = any_low(rows, first + done, size.value);
         low ? step(size, Constant<1>{}, together) : step(size, Constant<0>{}, together);
     };
-    while (count - done >= 8) {
-        if (count - done >= most_rows && !any_low(rows, first + done, most_rows))
-            step(Constant<most_rows>{}, Constant<0>{}, Constant<1>{});
-        else
-            next(Constant<8>{}, Constant<1>{});
-    }
-    while (count - done >= 4) next(Constant<4>{}, Constant<B>{});
-    while (count - done >= 2) next(Constant<2>{}, Constant<B>{});
-    while (count - done >= 1) next(Constant<1>{}, Constant<B>{});
+    constexpr Constant<std::min(B, most_blocks)> together;
+    if constexpr (most_rows >= 8)
+        while (count - done >= 8) {
+            if (count - done >= most_rows && !any_low(rows, first + done, most_rows))
+                step(Constant<most_rows>{}, Constant<0>{}, Constant<1>{});
+            else
+                next(Constant<8>{}, Constant<1>{});
+        }
+    if constexpr (most_rows >= 4)
+        while (count - done >= 4) next(Constant<4>{}, together);
+    while (count - done >= 2) next(Constant<2>{}, together);
+    while (count - done >= 1) next(Constant<1>{}, together);
 }
 
 // Calls f(bits constant, scheme constant) for the combination of w; f must return the same type for all.
