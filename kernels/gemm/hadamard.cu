@@ -19,7 +19,10 @@ EXL_KERNEL(hadamard_threads) rotate_rows(exl_hadamard_args args) {
     const int column = first + lane() * 4, which = static_cast<int>(blockIdx.z);
     const int64_t row = blockIdx.y;
     const half* x = static_cast<const half*>(args.x) + row * args.x_stride;
-    const half* suh = static_cast<const half*>(args.suh[which]);
+    const half* suh = static_cast<const half*>(args.suh[0]);
+#pragma unroll
+    for (int i = 1; i < exl_max_projections; i++)  // constant indices: arguments stay where they are
+        if (which == i) suh = static_cast<const half*>(args.suh[i]);
     float values[4];
 #pragma unroll
     for (int i = 0; i < 4; i++)

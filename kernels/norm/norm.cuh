@@ -80,9 +80,11 @@ template <int quads, bool rotates> EXL_KERNEL(threads, 1) normalize(exl_norm_arg
             if (column / block * block >= count) continue;
             const bool inside = column < count;
             const float4 v = inside ? scaled(args, values[i], inverse, column) : make_float4(0, 0, 0, 0);
-            for (int r = 0; r < args.num_rotations; r++)
-                reinterpret_cast<Half4*>(out + r * args.out_step)[column] =
-                    rotated(v, static_cast<const Half4*>(args.suh[r])[column]);
+#pragma unroll
+            for (int r = 0; r < exl_max_rotations; r++)  // constant indices: arguments stay where they are
+                if (r < args.num_rotations)
+                    reinterpret_cast<Half4*>(out + r * args.out_step)[column] =
+                        rotated(v, static_cast<const Half4*>(args.suh[r])[column]);
         } else {
             if (column >= count) continue;
             reinterpret_cast<Half4*>(out)[column] = packed(scaled(args, values[i], inverse, column));
