@@ -18,6 +18,7 @@ OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=0 report_signal_unsafe=0",
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's library synchronises in ways that TSan does not see
 }
 
 

@@ -100,7 +100,7 @@ UNSUPPORTED: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"hidden_act": "relu2"}),
     ("llama", {"head_dim": 40}),
     ("llama", {"sliding_window": 128}),
-    ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
+    ("llama", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}),
     ("mistral", {"attention_bias": True}),
     ("mistral", {"mlp_bias": True}),
     ("qwen2", {"attention_bias": False}),
